@@ -1,0 +1,29 @@
+"""The model, part by part: embeddings, attention, cache, block, and the whole GPT-2."""
+
+from gpt2lab.model.attention import (
+    GroupQueryAttention,
+    MultiHeadAttention,
+    ScaledDotProductAttention,
+    SlidingWindowAttention,
+)
+from gpt2lab.model.block import FeedForward, TransformerBlock
+from gpt2lab.model.cache import KeyValueCache
+from gpt2lab.model.causality import CausalityError, assert_causal
+from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.kernels import attend
+
+__all__ = [
+    "GPT2",
+    "CausalityError",
+    "FeedForward",
+    "GPT2Embeddings",
+    "GroupQueryAttention",
+    "KeyValueCache",
+    "MultiHeadAttention",
+    "ScaledDotProductAttention",
+    "SlidingWindowAttention",
+    "TransformerBlock",
+    "assert_causal",
+    "attend",
+]

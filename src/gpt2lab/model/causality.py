@@ -1,0 +1,72 @@
+"""Finding a mechanism that reads the future: the commonest mistake in home-made attention, and the most flattering."""
+
+import copy
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpt2lab.config import InputError
+
+if TYPE_CHECKING:
+    from gpt2lab.model.gpt2 import GPT2
+
+# Rows of one probing batch: enough to keep the processor busy, few enough to fit into memory.
+_TOKENS_AT_ONCE = 8192
+
+
+class CausalityError(InputError):
+    """A model's logits depend on later tokens.
+
+    Attributes:
+        leaks: pairs (reader, read): the first position whose logits changed, and the later one that was changed.
+    """
+
+    def __init__(self, leaks: list[tuple[int, int]], probed: int) -> None:
+        self.leaks = leaks
+        shown = ", ".join(f"{reader} reads {read}" for reader, read in leaks[:5])
+        more = f" (and {len(leaks) - 5} more)" if len(leaks) > 5 else ""
+        super().__init__(
+            f"this attention reads the future: position {shown}{more}, of {probed} positions probed; a position may "
+            "only use keys whose k_pos is at most its q_pos"
+        )
+
+
+@torch.no_grad()
+def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: int = 0) -> None:
+    """Change each token of a full context in turn, and check that no earlier logit changes.
+
+    The check runs on a copy in float64 whose parameters are random and non-zero, since weights that are zero at the
+    start (a gate, an output projection) would hide a leak until training opens it.
+
+    Args:
+        model: any GPT2; it is left as it is.
+        positions: those to change; None: every one.
+        seed: of the random parameters and tokens.
+
+    Raises:
+        CausalityError: naming the positions that read, and what they read.
+    """
+    probe = copy.deepcopy(model).eval()
+    device = next(probe.parameters()).device
+    probe.to("cpu" if device.type == "mps" else device, torch.float64)  # MPS has no float64
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in probe.parameters():
+        # Away from zero, and small enough that no softmax saturates and swallows the change.
+        values = torch.empty(parameter.shape, dtype=torch.float64).normal_(0.0, 0.2, generator=generator)
+        parameter.copy_(values + 0.05 * values.sign())
+    vocab_size, length = probe.config.vocab_size, probe.config.max_seq_len
+    ids = torch.randint(vocab_size, (1, length), generator=generator)
+    changed = (ids + 1) % vocab_size
+    probed = [p for p in (range(length) if positions is None else positions) if p > 0]
+    device = next(probe.parameters()).device
+    leaks = []
+    for chunk in torch.split(torch.tensor(probed, dtype=torch.int64), max(1, _TOKENS_AT_ONCE // length)):
+        rows = ids.repeat(len(chunk) + 1, 1)  # the last row stays as it is
+        rows[torch.arange(len(chunk)), chunk] = changed[0, chunk]
+        logits = probe(rows.to(device))
+        difference = (logits[:-1] - logits[-1:]).abs().amax(-1)  # (rows, T)
+        moved = (difference > 1e-9 * logits.abs().max()).cpu() & (torch.arange(length) < chunk[:, None])
+        leaks += [(int(moved[row].nonzero()[0]), int(chunk[row])) for row in moved.any(1).nonzero()[:, 0]]
+    if leaks:
+        raise CausalityError(leaks, len(probed))

@@ -1,0 +1,260 @@
+"""The whole model."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.model.attention import Mechanism, describe_mechanism, is_mechanism, source_of
+from gpt2lab.model.block import TransformerBlock, layer_norm
+from gpt2lab.model.cache import KeyValueCache
+from gpt2lab.model.embeddings import GPT2Embeddings
+
+
+class GPT2(nn.Module):
+    """GPT-2 (Radford et al. 2019), whose attention can be swapped. With no switch given it is the original.
+
+    Args:
+        vocab_size: number of token ids, V; 0 leaves it to the first data set that the model is trained on.
+        max_seq_len: the context, T.
+        embed_dim: width, C.
+        num_heads: query heads, H.
+        ff_hidden_dim: hidden width of the feed-forward network.
+        num_layers: number of blocks.
+        attention: a user's own mechanism, a subclass of ScaledDotProductAttention, for every layer.
+        seed: of the initial weights; None: torch's own (``torch.manual_seed``).
+        **switches: the switches of :class:`GPT2Config`.
+
+    Raises:
+        InputError: sizes or switches that do not go together.
+
+    Example:
+        >>> model = GPT2(65, 64, 128, 4, 512, 4, position="rope", num_kv_heads=1, window=16)
+        >>> model(torch.zeros(1, 64, dtype=torch.int64)).shape
+        torch.Size([1, 64, 65])
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_seq_len: int,
+        embed_dim: int,
+        num_heads: int,
+        ff_hidden_dim: int,
+        num_layers: int,
+        *,
+        attention: Mechanism | None = None,
+        seed: int | None = None,
+        **switches: Any,
+    ) -> None:
+        super().__init__()
+        if attention is not None and not is_mechanism(attention):
+            raise InputError(f"attention={attention!r} has to be a class that inherits from ScaledDotProductAttention")
+        described = describe_mechanism(attention) if attention is not None else None
+        sizes = (vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)
+        try:
+            self.config = GPT2Config(*sizes, **switches, attention=described)
+        except TypeError as error:
+            known = ", ".join(f.name for f in dataclasses.fields(GPT2Config)[len(sizes) :])
+            raise InputError(f"{error}; the switches are {known}") from None
+        self.mechanism_class = attention
+        config = self.config
+        self.embeddings = GPT2Embeddings(config)
+        self.blocks: list[TransformerBlock] = nn.ModuleList(  # type: ignore[assignment]
+            TransformerBlock(config, layer, attention) for layer in range(config.num_layers)
+        )
+        self.final_norm = layer_norm(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.init_weights(self.seed)
+
+    @classmethod
+    def from_config(cls, config: GPT2Config, *, attention: Mechanism | None = None, seed: int | None = None) -> Self:
+        """The model of a configuration; ``attention`` is passed again where the configuration names one.
+
+        Raises:
+            InputError: the configuration names a user's mechanism, and none or another one is given.
+        """
+        if config.attention is not None and attention is None:
+            raise InputError(
+                f"this model uses the attention {config.attention.split('@')[0]!r}, which is never run from a file by "
+                "itself; pass it again: attention=… or --attention file.py:Name"
+            )
+        if config.attention is not None and attention is not None and config.attention != describe_mechanism(attention):
+            raise InputError(
+                f"this model was made with the attention {config.attention}, and {describe_mechanism(attention)} was "
+                "given; its source differs, so the weights may mean something else"
+            )
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "attention"}
+        return cls(**values, attention=attention, seed=seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 · layers)), biases 0.
+
+        (Radford et al. 2019, section 2.3.) Each tensor is a function of (seed, its name) alone, so that it does not
+        depend on what else the model holds or on which process makes it. A user's mechanism keeps what its constructor made.
+        """
+        residual = 0.02 / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if ".mechanism." in name:
+                continue
+            if parameter.dim() < 2:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            std = residual if name.endswith(("attention.output.weight", "feed_forward.contract.weight")) else 0.02
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+
+    def settle_vocabulary(self, vocab_size: int) -> None:
+        """Give a model that was made with ``vocab_size=0`` its vocabulary.
+
+        Raises:
+            InputError: it already has a smaller one than is needed.
+        """
+        if self.config.vocab_size >= vocab_size:
+            return
+        if self.config.vocab_size > 0:
+            raise InputError(
+                f"the data has {vocab_size} distinct tokens, but the model was made with "
+                f"vocab_size={self.config.vocab_size}; make it with vocab_size={vocab_size}"
+            )
+        fresh = GPT2.from_config(
+            dataclasses.replace(self.config, vocab_size=vocab_size),
+            attention=self.mechanism_class,
+            seed=self.seed,
+        ).to(self.embeddings.token.weight.device, self.embeddings.token.weight.dtype)
+        self.config = fresh.config
+        self.embeddings.token = fresh.embeddings.token
+        if not self.config.tie_embeddings:
+            self.lm_head = fresh.lm_head
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits, or with targets the mean loss.
+
+        Args:
+            ids: token ids, int64 (B, T).
+            targets: the token that follows each one, int64 (B, T), already shifted by the data set; -100: not counted.
+            positions: int64 (B or 1, T), -1 for padding on the left; None: 0 .. T-1, or on from what the cache holds.
+            cache: memory of earlier tokens, which the new ones are added to.
+
+        Returns:
+            logits (B, T, V), or a scalar: mean cross-entropy in nats.
+
+        Raises:
+            InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
+        """
+        if self.config.vocab_size == 0:
+            raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
+        length = ids.shape[1]
+        if cache is not None:
+            positions = cache.advance(ids, positions)
+        elif positions is None and self.config.position == "learned" and length > self.config.max_seq_len:
+            raise InputError(
+                f"{length} tokens were given, but this model has learned only {self.config.max_seq_len} positions "
+                f"(its context); give it at most that many"
+            )
+        at = torch.arange(length, device=ids.device)[None] if positions is None else positions
+        hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            hidden = block(hidden, rotary, positions, cache.layers[layer] if cache is not None else None)
+        hidden = self.final_norm(hidden)
+        head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
+        logits = F.linear(hidden, head)  # (B, T, V)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    @property
+    def endless(self) -> bool:
+        """Whether the model can write for ever in constant memory: a window in every layer, no learned positions."""
+        return self.config.position != "learned" and all(block.attention.window for block in self.blocks)
+
+    def num_parameters(self) -> int:
+        """Number of trained values; tied weights count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self, context: int | None = None) -> float:
+        """Floating-point operations of one forward pass per token, averaged over a context; training takes 3 times that.
+
+        Counts every matrix product (a multiply-add is two) and no element-wise work. Attention counts what it reads:
+        the token at position i sees min(i + 1, W) keys, and each costs 2·C for its score and 2·C for its value.
+        """
+        T = context or self.config.max_seq_len
+        blocks = [m for block in self.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+        products = sum(m.weight.numel() for m in blocks) + self.config.vocab_size * self.config.embed_dim
+        keys = 0
+        for block in self.blocks:
+            window = min(block.attention.window or T, T)
+            keys += window * (window + 1) // 2 + (T - window) * window  # the first W tokens see 1, 2, … W
+        return 2 * products + 4 * self.config.embed_dim * keys / T
+
+    def cache_bytes_per_token(self, dtype: torch.dtype | None = None) -> int:
+        """Bytes of keys and values that one token adds to the cache while no window is full.
+
+        Args:
+            dtype: of the cache; None: the weights' own.
+        """
+        return self.cache_bytes(1, dtype)
+
+    def cache_bytes(self, num_tokens: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of keys and values that a text of that many tokens needs: a windowed layer keeps only its window."""
+        size = (dtype or self.final_norm.weight.dtype).itemsize
+        return sum(
+            2
+            * block.attention.num_kv_heads
+            * self.config.head_dim
+            * size
+            * min(num_tokens, block.attention.window or num_tokens)
+            for block in self.blocks
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if self.mechanism_class is not None:
+            (folder / "attention.py").write_text(source_of(self.mechanism_class), encoding="utf-8")
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:
+        """Read a model that :meth:`save` wrote. Nothing in the folder is executed.
+
+        Raises:
+            InputError: a file is missing, damaged, or does not fit the other.
+        """
+        folder = Path(folder)
+        try:
+            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            model = cls.from_config(GPT2Config.from_dict(values), attention=attention)
+            model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} holds no model: {Path(error.filename).name} is missing") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
+        except SafetensorError as error:
+            raise InputError(f"{folder / 'model.safetensors'} is damaged or cut short: {error}") from None
+        except RuntimeError as error:
+            raise InputError(f"the weights in {folder} do not fit its config.json: {error}") from None
+        return model
