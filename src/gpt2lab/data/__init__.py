@@ -1,1 +1,22 @@
-"""Text to batches: corpora, tokenizers, encoded data sets and the order in which they are read."""
+"""Texts, tokenizers, and batches of token ids."""
+
+from gpt2lab.data.corpora import Corpus, atomic_write, cache_dir, open_corpus, split
+from gpt2lab.data.datasets import CharDataset, StatelessSampler, TokenDataset, encode_corpus
+from gpt2lab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+
+__all__ = [
+    "END_OF_TEXT",
+    "BPETokenizer",
+    "CharDataset",
+    "CharTokenizer",
+    "Corpus",
+    "StatelessSampler",
+    "TokenDataset",
+    "Tokenizer",
+    "atomic_write",
+    "cache_dir",
+    "encode_corpus",
+    "load_tokenizer",
+    "open_corpus",
+    "split",
+]

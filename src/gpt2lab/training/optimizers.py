@@ -61,14 +61,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     Jordan et al. 2024: each step maps a singular value s to a·s + b·s³ + c·s⁵.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    x = x.mT if tall else x
+    return x.to(matrices.dtype)
 
 
 def build_optimizers(
@@ -99,8 +100,8 @@ def learning_rate_scale(schedule: Schedule, tokens: float, warmup: float, total:
     """What the learning rate is multiplied with, after so many tokens.
 
     Args:
-        schedule: ``"cosine"``, along half a cosine; ``"wsd"`` (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395),
-            constant, then straight down over the last half; ``"constant"``.
+        schedule: ``"cosine"``, along half a cosine; ``"wsd"`` (warm-up, stable, decay: Hu et al. 2024,
+            arXiv:2404.06395), constant, then straight down over the last half; ``"constant"``.
         tokens: seen, this step's included.
         warmup: tokens over which the rate rises from 0.
         total: tokens at which the decay ends.

