@@ -172,14 +172,14 @@ def _find_files(text: str) -> tuple[Path, ...]:
     path = Path(text).expanduser()
     if path.is_file():
         found = [path]
-    elif path.is_dir():
+    elif text and path.is_dir():
         found = sorted(path.rglob("*.txt"))
     else:
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = tuple(file for file in found if file.is_file())
     if not files:
         kind = "no *.txt file is in the folder" if path.is_dir() else "no such file, folder or glob:"
-        raise InputError(f"{kind} {text}; give the path of a UTF-8 text file, a folder of *.txt files, or a glob")
+        raise InputError(f"{kind} {text!r}; give the path of a UTF-8 text file, a folder of *.txt files, or a glob")
     for file in files:
         try:
             file.open("rb").close()

@@ -210,7 +210,7 @@ class StatelessSampler(Sampler[list[int]]):
 
     def _permute(self, items: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """A permutation of 0 .. 2^bits - 1 for each key: each half in turn is changed by a hash of the other one."""
-        bits = (self.num_items - 1).bit_length()
+        bits = max((self.num_items - 1).bit_length(), 6)  # with shorter halves some orders come up too often
         low_bits = np.uint64((bits + 1) // 2)
         low_mask, high_mask = np.uint64(2 ** ((bits + 1) // 2) - 1), np.uint64(2 ** (bits // 2) - 1)
         high, low = items >> low_bits, items & low_mask

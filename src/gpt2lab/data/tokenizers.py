@@ -85,7 +85,10 @@ class CharTokenizer(Tokenizer):
     @classmethod
     def from_corpus(cls, corpus: Corpus) -> "CharTokenizer":
         """The characters of a whole corpus, all its parts, so that evaluation meets no unknown one."""
-        return cls(set().union(*corpus.chunks()))
+        characters: set[str] = set()
+        for piece in corpus.chunks():
+            characters.update(piece)
+        return cls(characters)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """The ids of a text, (T,) int64; unknown characters are an InputError that names them."""

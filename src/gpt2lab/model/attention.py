@@ -122,8 +122,8 @@ class MultiHeadAttention(nn.Module):
         ):
             if wanted not in (default, value):
                 raise InputError(
-                    f"{type(self.mechanism).__name__} has {name}={value} in layer {layer}, but {name}={wanted} was "
-                    "asked for; inherit from GroupQueryAttention or SlidingWindowAttention (or both) to follow the switches"
+                    f"{type(self.mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was "
+                    "asked for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both)"
                 )
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
@@ -153,7 +153,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: normalised hidden states.
             rotary: (cos, sin) of the tokens' positions, or None.
-            positions: int64 (B or 1, T), needed with a cache or with padding; None: 0 .. T-1.
+            positions: int64 (B or 1, T); None: 0 .. T-1.
             cache: this layer's memory of earlier tokens; the new ones are added to it.
         """
         B, T, C = x.shape
@@ -163,7 +163,7 @@ class MultiHeadAttention(nn.Module):
             qk = rotate(qk, *rotary)
         q, k = qk.split((H, K), dim=1)  # (B, H, T, D), (B, K, T, D)
         key_positions = positions
-        if cache is not None and positions is not None:
+        if cache is not None:
             k, v, key_positions = cache.extend(k, v, positions)
         y = self.mechanism(q, k, v, positions, key_positions)  # (B, H, T, D)
         return self.output(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]

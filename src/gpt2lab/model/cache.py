@@ -40,24 +40,26 @@ class KeyValueCache:
         self.endless = model.endless
         self.layers = [LayerCache(block.attention.window or self.max_seq_len) for block in model.blocks]
         self.length = 0
-        self._next_position: Tensor | None = None
+        self._next_position = torch.empty(0)
 
-    def advance(self, ids: Tensor, positions: Tensor | None) -> Tensor:
-        """Count a chunk in and return its positions, int64 (B or 1, T).
+    def advance(self, ids: Tensor, positions: Tensor | None) -> Tensor | None:
+        """Count a chunk in and return its positions, int64 (B or 1, T); None stands for 0 .. T-1.
 
         Raises:
             InputError: the chunk goes beyond the context of a model that is not endless.
         """
+        first = self.length == 0
         self.length += ids.shape[1]
         if self.length > self.max_seq_len and not self.endless:
             raise InputError(
                 f"the cache holds a context of {self.max_seq_len} tokens and was given {self.length}; begin a new "
                 "one with the latest tokens, as generate() does"
             )
+        if positions is None and first:
+            self._next_position = torch.full((1, 1), ids.shape[1], device=ids.device)
+            return None
         if positions is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None]
-            if self._next_position is not None:
-                positions = positions + self._next_position
+            positions = self._next_position + torch.arange(ids.shape[1], device=ids.device)
         self._next_position = positions[:, -1:] + 1
         return positions
 
@@ -68,40 +70,41 @@ class LayerCache:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
         self.columns = 0
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
-        self.positions: Tensor | None = None
+        self.k = self.v = self.positions = torch.empty(0)  # made when the first chunk tells their size and device
 
-    def extend(self, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def extend(self, k: Tensor, v: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Remember a chunk, and return all that its queries may see: keys, values and positions.
 
         Args:
             k: rotated keys of the chunk, (B, K, T, D).
             v: values, (B, K, T, D).
-            positions: int64 (B or 1, T).
+            positions: int64 (B or 1, T); None, for a first chunk: 0 .. T-1 (and None comes back).
         """
-        if self.k is None or self.v is None or self.positions is None:
+        if positions is None:
+            self._write(k, v, torch.arange(k.shape[2], device=k.device)[None])
+            return k, v, None
+        T = k.shape[2]
+        if T == 1 or self.columns + T <= self.num_slots:  # nothing is pushed out that a query of the chunk still sees
+            self._write(k, v, positions)
+            return self._filled()
+        if self.columns == 0:
+            self._write(k, v, positions)
+            return k, v, positions
+        old_k, old_v, old_positions = self._filled()
+        seen_k, seen_v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+        seen_positions = torch.cat((old_positions, positions), dim=1)
+        self._write(k, v, positions)
+        return seen_k, seen_v, seen_positions
+
+    def _filled(self) -> tuple[Tensor, Tensor, Tensor]:
+        used = min(self.columns, self.num_slots)
+        return self.k[:, :, :used], self.v[:, :, :used], self.positions[:, :used]
+
+    def _write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        if self.columns == 0:
             B, K, _, D = k.shape
             self.k, self.v = k.new_zeros(B, K, self.num_slots, D), v.new_zeros(B, K, self.num_slots, D)
             self.positions = positions.new_full((positions.shape[0], self.num_slots), -1)
-        T = k.shape[2]
-        used = min(self.columns, self.num_slots)
-        if T == 1 or self.columns + T <= self.num_slots:  # nothing is pushed out that a query of the chunk still sees
-            self._write(k, v, positions)
-            used = min(self.columns, self.num_slots)
-            return self.k[:, :, :used], self.v[:, :, :used], self.positions[:, :used]
-        seen = (
-            torch.cat((self.k[:, :, :used], k), dim=2),
-            torch.cat((self.v[:, :, :used], v), dim=2),
-            torch.cat((self.positions[:, :used], positions), dim=1),
-        )
-        self._write(k, v, positions)
-        return seen
-
-    def _write(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
-        assert self.k is not None
-        assert self.v is not None
-        assert self.positions is not None
         self.columns += k.shape[2]
         kept = min(k.shape[2], self.num_slots)
         slots = torch.arange(self.columns - kept, self.columns, device=k.device) % self.num_slots

@@ -103,7 +103,8 @@ class GPT2(nn.Module):
         """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 · layers)), biases 0.
 
         (Radford et al. 2019, section 2.3.) Each tensor is a function of (seed, its name) alone, so that it does not
-        depend on what else the model holds or on which process makes it. A user's mechanism keeps what its constructor made.
+        depend on what else the model holds or on which process makes it. A user's mechanism keeps what its own
+        constructor made.
         """
         residual = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
@@ -193,7 +194,7 @@ class GPT2(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def flops_per_token(self, context: int | None = None) -> float:
-        """Floating-point operations of one forward pass per token, averaged over a context; training takes 3 times that.
+        """Floating-point operations of a forward pass per token, averaged over a context; training costs 3 times that.
 
         Counts every matrix product (a multiply-add is two) and no element-wise work. Attention counts what it reads:
         the token at position i sees min(i + 1, W) keys, and each costs 2·C for its score and 2·C for its value.

@@ -27,14 +27,19 @@ from gpt2lab.training.optimizers import OptimizerName, Schedule, build_optimizer
 
 Batch = tuple[Tensor, Tensor]
 
+DEFAULT_STEPS = 2000
+
+# Training work (floating-point operations) from which compiling, about 40 s on two cores, is earned back.
+COMPILE_PAYS_FLOPS = 2e13
+
 
 @dataclass
 class TrainerConfig:
     """How to train. The defaults are what our own sweeps chose for two CPU cores (docs/recipe.md).
 
     Attributes:
-        max_steps: optimiser steps; None: ``max_epochs`` passes over the data.
-        max_epochs: passes over all windows of the data, if max_steps is None.
+        max_steps: optimiser steps; None: as many as max_epochs needs, or 2000.
+        max_epochs: passes over all windows of the data (a window starts at every token), if max_steps is None.
         batch_size: windows per forward pass.
         accumulation_steps: forward passes per optimiser step.
         optimizer: "muon" for the matrices of the blocks (AdamW for the rest), or "adamw".
@@ -55,11 +60,11 @@ class TrainerConfig:
         device: "auto", "cpu", "cuda", "mps".
         num_workers: processes that load a data set which is not ours.
         seed: of the order of the data and of dropout.
-        ckpt_path: the run folder; None: nothing is written.
+        out: the run folder; None: nothing is written.
     """
 
-    max_steps: int | None = 2000
-    max_epochs: float = 1.0
+    max_steps: int | None = None
+    max_epochs: float | None = None
     batch_size: int = 32
     accumulation_steps: int = 1
     optimizer: OptimizerName = "muon"
@@ -79,7 +84,7 @@ class TrainerConfig:
     device: str = "auto"
     num_workers: int = 0
     seed: int = 0
-    ckpt_path: str | Path | None = None
+    out: str | Path | None = None
 
     def __post_init__(self) -> None:
         counts = {"batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "eval_every": 0, "eval_tokens": 1}
@@ -88,7 +93,7 @@ class TrainerConfig:
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be {least} or more")
         for name in ("learning_rate", "max_epochs"):
-            if not (0 < getattr(self, name) < math.inf):
+            if getattr(self, name) is not None and not (0 < getattr(self, name) < math.inf):
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be positive")
         for name in ("weight_decay", "grad_norm_clip"):
             if not (0 <= getattr(self, name) < math.inf):
@@ -144,9 +149,10 @@ class Trainer:
                 )
         self.device = choose_device(config.device)
         model.to(self.device)
-        self.steps = config.max_steps or math.ceil(
-            config.max_epochs * len(self.train_dataset) / (config.batch_size * config.accumulation_steps)  # type: ignore[arg-type]
-        )
+        self.steps = config.max_steps or DEFAULT_STEPS
+        if config.max_steps is None and config.max_epochs is not None:
+            windows = config.max_epochs * len(self.train_dataset)  # type: ignore[arg-type]
+            self.steps = math.ceil(windows / (config.batch_size * config.accumulation_steps))
         self.optimizers = build_optimizers(
             model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
         )
@@ -162,7 +168,7 @@ class Trainer:
 
         The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns.
         """
-        model, config, run = self.model, self.config, Path(self.config.ckpt_path) if self.config.ckpt_path else None
+        model, config, run = self.model, self.config, Path(self.config.out) if self.config.out else None
         assert_causal(model, positions_to_probe(model.config.max_seq_len))
         precision = choose_precision(config.precision, self.device, model)
         forward = self._compiled(precision)
@@ -301,10 +307,6 @@ class Trainer:
             highlight=False,
         )
         return torch.compile(model) if worth else model
-
-
-# Training work (floating-point operations) from which compiling, about 40 s on two cores, is earned back.
-COMPILE_PAYS_FLOPS = 2e13
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,7 @@
+"""``python -m gpt2lab``."""
+
+import sys
+
+from gpt2lab.cli import main
+
+sys.exit(main())

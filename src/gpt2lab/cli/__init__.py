@@ -1,0 +1,39 @@
+"""The command line. Underscores work like hyphens in every option, as in older scripts."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from gpt2lab.config import InputError
+
+app = App(
+    name="gpt2lab",
+    help="GPT-2 whose attention can be swapped: train it, measure it, write with it.",
+    help_epilogue="Start with: gpt2lab demo (or: make demo)",
+)
+app.command("gpt2lab.cli.train:train", name="train", help="Train a model and leave a run folder.")
+app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Measure runs on a whole split.")
+app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
+app.command("gpt2lab.cli.demo:demo", name="demo", help="All of that in eight minutes, on Shakespeare.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0, 2 for wrong input, 130 when interrupted."""
+    from gpt2lab.cli.train import settings_file
+
+    app.config = settings_file
+    tokens = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
+    try:
+        return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except (InputError, CycloptsError) as error:
+        print(f"gpt2lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ngpt2lab: interrupted", file=sys.stderr)
+        return 130
+
+
+def _with_hyphens(token: str) -> str:
+    name, equals, value = token.partition("=")
+    return name.replace("_", "-") + equals + value if token.startswith("--") else token

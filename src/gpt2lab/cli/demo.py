@@ -1,0 +1,59 @@
+"""``gpt2lab demo``: what the project does, in one go."""
+
+from pathlib import Path
+
+from gpt2lab.cli.evaluate import evaluate_command
+from gpt2lab.cli.generate import generate_command
+from gpt2lab.cli.settings import console, errors
+from gpt2lab.config import Variant
+from gpt2lab.training import find_checkpoint
+from gpt2lab.training.checkpoint import read_state
+from gpt2lab.training.metrics import plot_losses, read_metrics
+
+VARIANTS: tuple[Variant, ...] = ("modern", "original")
+
+
+def demo(*, out: Path = Path("runs/demo"), max_steps: int = 1000) -> int:
+    """Train the modern variant and the original GPT-2 on Shakespeare, measure both, and write some text.
+
+    Interrupted, it goes on where it stopped when it is started again.
+
+    Parameters
+    ----------
+    out
+        Folder of the two runs.
+    max_steps
+        Steps of each training; 1000 take about three minutes on two cores.
+    """
+    from gpt2lab.cli import main
+
+    for variant in VARIANTS:
+        run = out / variant
+        console.rule(f"training {variant}")
+        if (run / "checkpoints").is_dir() and read_state(find_checkpoint(run, "last")).step >= max_steps:
+            console.print(f"{run} is trained already")
+            continue
+        going_on = (run / "checkpoints").is_dir()
+        where = ["--resume", str(run)] if going_on else ["--variant", variant, "--out", str(run)]
+        status = main(["train", *where, "--max-steps", str(max_steps)])
+        if status != 0:
+            errors.print(f"the demo goes on from there with: gpt2lab demo --out {out} (or make demo)", highlight=False)
+            return status
+    runs = [out / variant for variant in VARIANTS]
+    plot = out / "loss.svg"
+    plot_losses({run.name: read_metrics(run / "metrics.jsonl") for run in runs}, plot)
+    console.rule("measuring both on the test part, which neither has seen")
+    evaluate_command(runs, split="test", contexts=[])
+    console.rule("writing 500 characters")
+    generate_command(runs[0])
+    console.rule("what you have")
+    console.print(
+        f"run folder   {runs[0]}  (and {runs[1]})\n"
+        f"loss curves  {plot}\n"
+        f"next         gpt2lab generate {runs[0]} --prompt 'ROMEO:' --tokens 2000 --temperature 0.7\n"
+        f"             gpt2lab evaluate {runs[0]} {runs[1]} --split test\n"
+        f"             gpt2lab train --text your.txt --variant modern --context-size 128\n"
+        f"             gpt2lab train --help",
+        highlight=False,
+    )
+    return 0

@@ -1,0 +1,148 @@
+"""``gpt2lab evaluate``."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.table import Table
+
+from gpt2lab.cli.settings import RunSettings, Split, Text, console, load_attention
+from gpt2lab.config import InputError
+from gpt2lab.data import atomic_write, encode_corpus, open_corpus
+from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
+from gpt2lab.training import load
+from gpt2lab.training.checkpoint import Which
+from gpt2lab.training.trainer import choose_device
+
+
+def evaluate_command(
+    runs: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    split: Split = "validation",
+    text: str | None = None,
+    contexts: Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())] = None,
+    checkpoint: Which = "best",
+    attention: str | None = None,
+    device: str = "auto",
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    plot: Path | None = None,
+) -> int:
+    """Measure one or more runs on a whole split: loss, perplexity, bits per character and byte, accuracy.
+
+    Also for contexts a quarter, half, two and four times as long as in training, where the positions allow it, and by
+    nanoGPT's protocol (the mean of 200 random batches, which is an estimate).
+
+    Parameters
+    ----------
+    runs
+        Run folders, measured side by side.
+    split
+        Part of each run's own text: train, validation or test.
+    text
+        Another text instead: a file, a folder or a glob.
+    contexts
+        Context sizes to measure besides the trained one; default: 1/4, 1/2, 2 and 4 times as long.
+    checkpoint
+        Which one: best (lowest validation loss) or last.
+    attention
+        Your own mechanism, "file.py:ClassName", for runs that were trained with it.
+    device
+        auto, cpu, cuda or mps.
+    json_output
+        Print JSON instead of a table, with the loss at every position of the context.
+    plot
+        Draw the loss by position into this SVG file.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    curves: dict[str, list[float]] = {}
+    for run in runs:
+        model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
+        model.to(choose_device(device))
+        if text is None:
+            source = Text.open(RunSettings.load_data(run), tokenizer)
+            tokens, name = source.tokens(split), f"{source.corpus.name}, {split} part"
+        else:
+            corpus = open_corpus(None, text)
+            tokens, name = encode_corpus(corpus, tokenizer, 0, corpus.size), corpus.name
+        trained = model.config.max_seq_len
+        longest = trained if model.config.position == "learned" else len(tokens) - 1
+        wanted = contexts or [trained // 4, trained // 2, 2 * trained, 4 * trained]
+        with console.status(f"measuring {run} on {name}") if not json_output else contextlib.nullcontext():
+            main = evaluate(model, tokens, tokenizer)
+            others = [evaluate(model, tokens, tokenizer, c) for c in wanted if 1 <= c <= longest and c != trained]
+            estimate = estimate_loss(model, tokens)
+        curves[str(run)] = main.loss_by_position
+        by_context = sorted([main, *others], key=lambda e: e.context_size)
+        results[str(run)] = {
+            "text": name,
+            "parameters": model.num_parameters(),
+            **dataclasses.asdict(main),
+            "estimated_loss": estimate,
+            "contexts": {e.context_size: _scores(e) for e in by_context},
+        }
+    if json_output:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_tables(results)
+    if plot is not None:
+        _plot_positions(curves, plot)
+        if not json_output:
+            console.print(f"loss by position: {plot}")
+    return 0
+
+
+def _scores(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in dataclasses.asdict(evaluation).items()
+        if name not in ("context_size", "loss_by_position")
+    }
+
+
+def _print_tables(results: dict[str, dict[str, Any]]) -> None:
+    texts = {result["text"] for result in results.values()}
+    table = Table("run", title=f"on {', '.join(sorted(texts))}", title_justify="left")
+    for column in ("parameters", "context", "tokens", "loss", "perplexity", "bits/char", "bits/byte", "accuracy"):
+        table.add_column(column, justify="right")
+    for run, result in results.items():
+        for context, scores in result["contexts"].items():
+            trained = context == result["context_size"]
+            table.add_row(
+                run if trained else "",
+                f"{result['parameters']:,}" if trained else "",
+                f"{context}{' (trained)' if trained else ''}",
+                f"{scores['tokens']:,}",
+                f"{scores['loss']:.4f}",
+                f"{scores['perplexity']:.3f}",
+                f"{scores['bits_per_character']:.4f}",
+                f"{scores['bits_per_byte']:.4f}",
+                f"{scores['accuracy']:.2%}",
+                style="bold" if trained else "dim",
+            )
+    console.print(table)
+    for run, result in results.items():
+        console.print(
+            f"{run}: nanoGPT's protocol (200 random batches) estimates {result['estimated_loss']:.4f}", highlight=False
+        )
+
+
+def _plot_positions(curves: dict[str, list[float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, losses in curves.items():
+        axes.plot(range(1, len(losses) + 1), losses, label=name)
+    axes.set(xlabel="tokens of context", ylabel="loss, nats per token", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if not path.parent.is_dir():
+        raise InputError(f"--plot {path}: there is no folder {path.parent}")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="svg")

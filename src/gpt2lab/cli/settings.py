@@ -1,0 +1,265 @@
+"""The settings that commands share, what they stand for, and how they are kept in a run folder."""
+
+import importlib.util
+import secrets
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cyclopts import Group, Parameter
+from rich.console import Console
+
+from gpt2lab.config import GPT2Config, InputError, Variant, Window, random_architecture, variant_switches
+from gpt2lab.data import (
+    BPETokenizer,
+    CharTokenizer,
+    Corpus,
+    TokenDataset,
+    Tokenizer,
+    atomic_write,
+    encode_corpus,
+    open_corpus,
+    split,
+)
+from gpt2lab.data.datasets import Tokens
+from gpt2lab.model import ScaledDotProductAttention
+from gpt2lab.model.attention import Mechanism, is_mechanism
+from gpt2lab.training import TrainerConfig
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@Parameter(name="*", group=Group("Text", sort_key=2))
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read.
+
+    Attributes:
+        corpus: built-in text: "shakespeare" (all plays; the default) or "tinyshakespeare" (downloaded once).
+        text: your own: a UTF-8 file, a folder of .txt files, or a glob in quotes.
+        tokenizer: "char", "bpe" (byte-level, trained on the training part), or "gpt2".
+        vocab_size: ids of a "bpe" tokenizer.
+        validation_fraction: share of the text, before the test part, that is measured while training.
+        test_fraction: share at the end of the text that training never sees.
+    """
+
+    corpus: str | None = None
+    text: str | None = None
+    tokenizer: Literal["char", "bpe", "gpt2"] = "char"
+    vocab_size: int = 1024
+    validation_fraction: float = 0.05
+    test_fraction: float = 0.05
+
+
+@Parameter(name="*", group=Group("Model", sort_key=1))
+@dataclass(frozen=True)
+class ModelSettings:
+    """What is trained. A switch that is not given is the variant's.
+
+    Attributes:
+        variant: a named set of switches.
+        context_size: longest context in training, in tokens; a limit for learned positions.
+        embed_dim: width; default 128.
+        num_heads: query heads; default 4.
+        ff_hidden_dim: width of the feed-forward network; default 4 · embed_dim.
+        num_layers: blocks; default 4.
+        position: how order is told: "learned", "rope", "none".
+        rope_theta: base of the rotary frequencies.
+        num_kv_heads: key/value heads, shared by groups of query heads; 1 is multi-query.
+        window: latest tokens that each token sees: a number, "full", or one per layer in turn, such as "32,32,full".
+        tie_embeddings: the output layer is the token embedding.
+        bias: biases in linear layers and LayerNorms.
+        dropout: of embeddings and residual branches.
+        layer_norm_epsilon: added to the variance.
+        activation: of the feed-forward network.
+        attention: your own mechanism, "file.py:ClassName".
+        random_config: draw sizes and switches at random; flags that are given stay.
+        random_seed: repeats a draw.
+    """
+
+    variant: Variant = "modern"
+    context_size: Annotated[int, Parameter(alias=["--max-seq-len"])] = 64
+    embed_dim: int | None = None
+    num_heads: int | None = None
+    ff_hidden_dim: int | None = None
+    num_layers: int | None = None
+    position: Literal["learned", "rope", "none"] | None = None
+    rope_theta: float = 10_000.0
+    num_kv_heads: int | None = None
+    window: str | None = None
+    tie_embeddings: bool = True
+    bias: bool = True
+    dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    activation: Literal["gelu_tanh", "gelu", "relu"] = "gelu_tanh"
+    attention: str | None = None
+    random_config: bool = False
+    random_seed: int | None = None
+
+    def config(self, vocab_size: int) -> GPT2Config:
+        """The configuration that these settings ask for."""
+        if self.context_size < 1:
+            raise InputError(f"context_size is {self.context_size}; it has to be 1 or more")
+        drawn: dict[str, Any] = {}
+        if self.random_config:
+            seed = secrets.randbelow(2**31) if self.random_seed is None else self.random_seed
+            drawn = random_architecture(seed, self.context_size)
+            console.print(f"random configuration (--random-seed {seed} repeats it): {drawn}", highlight=False)
+        embed_dim = self.embed_dim or drawn.get("embed_dim", 128)
+        num_heads = self.num_heads or drawn.get("num_heads", 4)
+        if self.random_config:
+            if (self.embed_dim or self.num_heads) and self.ff_hidden_dim is None:
+                drawn["ff_hidden_dim"] = 4 * embed_dim
+            switches = {name: drawn[name] for name in ("position", "num_kv_heads", "window")}
+            if num_heads % switches["num_kv_heads"] != 0:
+                switches["num_kv_heads"] = 1
+        else:
+            switches = variant_switches(self.variant, self.context_size, num_heads)
+        given = {"position": self.position, "num_kv_heads": self.num_kv_heads}
+        switches |= {name: value for name, value in given.items() if value is not None}
+        if self.window is not None:
+            switches["window"] = parse_window(self.window)
+        return GPT2Config(
+            vocab_size,
+            self.context_size,
+            embed_dim,
+            num_heads,
+            self.ff_hidden_dim or drawn.get("ff_hidden_dim", 4 * embed_dim),
+            self.num_layers or drawn.get("num_layers", 4),
+            rope_theta=self.rope_theta,
+            tie_embeddings=self.tie_embeddings,
+            bias=self.bias,
+            dropout=self.dropout,
+            layer_norm_epsilon=self.layer_norm_epsilon,
+            activation=self.activation,
+            **switches,
+        )
+
+    @classmethod
+    def describing(cls, config: GPT2Config, attention: str | None) -> "ModelSettings":
+        """The settings that ask for exactly this configuration, whatever the variants may become."""
+        values = config.to_dict()
+        values["context_size"] = values.pop("max_seq_len")
+        values["window"] = format_window(config.window)
+        values |= {"variant": "original", "attention": attention, "num_kv_heads": config.kv_heads}
+        del values["vocab_size"]
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All settings of a run; ``config.yaml`` holds them flat, under the names of the flags."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def save(self, run: Path) -> None:
+        """Write ``config.yaml``: ``gpt2lab train --config …/config.yaml`` repeats the run."""
+        values = asdict(self.data) | asdict(self.model) | asdict(self.training)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None and k != "out"}
+        run.mkdir(parents=True, exist_ok=True)
+        with atomic_write(run / "config.yaml") as file:
+            file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+
+    @classmethod
+    def load_data(cls, run: Path) -> DataSettings:
+        """What a run was trained on."""
+        try:
+            values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+            return DataSettings(**{k: values[k] for k in DataSettings.__dataclass_fields__ if k in values})
+        except FileNotFoundError:
+            raise InputError(f"{run} is not a run folder: it has no config.yaml") from None
+        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+            raise InputError(f"{run / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A corpus, cut into parts and encoded with the tokenizer that was fitted on it (or given)."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    parts: dict[Split, tuple[int, int]]
+
+    @classmethod
+    def open(cls, settings: DataSettings, tokenizer: Tokenizer | None = None) -> "Text":
+        """Find the text, cut it, and fit the tokenizer."""
+        corpus = open_corpus(settings.corpus, settings.text)
+        found = split(corpus, settings.validation_fraction, settings.test_fraction)
+        parts: dict[Split, tuple[int, int]] = {name: found[name] for name in SPLITS}
+        if tokenizer is None:
+            if settings.tokenizer == "char":
+                tokenizer = CharTokenizer.from_corpus(corpus)
+            elif settings.tokenizer == "bpe":
+                tokenizer = BPETokenizer.train(corpus, *parts["train"], settings.vocab_size)
+            else:
+                tokenizer = BPETokenizer.gpt2()
+        return cls(corpus, tokenizer, parts)
+
+    def tokens(self, part: Split) -> Tokens:
+        """Ids of a part."""
+        start, stop = self.parts[part]
+        return encode_corpus(self.corpus, self.tokenizer, start, stop)
+
+    def dataset(self, part: Split, context_size: int) -> TokenDataset:
+        """Windows of a part."""
+        return TokenDataset(self.tokens(part), context_size, self.tokenizer.vocab_size)
+
+    def describe(self) -> str:
+        """One line for the screen."""
+        size = self.corpus.size
+        shares = " · ".join(
+            f"{name} {stop - start:,} ({(stop - start) / size:.0%})" for name, (start, stop) in self.parts.items()
+        )
+        return f"{self.corpus.name}: {size:,} bytes, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
+
+
+def parse_window(text: str) -> Window:
+    """``"full"``, ``"128"`` or ``"128,128,full"`` as the configuration has it."""
+    try:
+        windows = tuple(None if part.strip() == "full" else int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f'window is {text!r}; give a number, "full", or several with commas: 128,128,full') from None
+    return windows[0] if len(windows) == 1 else windows
+
+
+def format_window(window: Window) -> str:
+    """The inverse of :func:`parse_window`."""
+    windows = window if isinstance(window, tuple) else (window,)
+    return ",".join("full" if w is None else str(w) for w in windows)
+
+
+def load_attention(spec: str | None) -> Mechanism | None:
+    """The class behind ``file.py:ClassName``. This runs the file, as the user asked.
+
+    Raises:
+        InputError: no such file or class, or the file fails when it is run.
+    """
+    if spec is None:
+        return None
+    file, _, name = spec.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise InputError(f"--attention {spec}: there is no file {file or spec!r}; write it as file.py:ClassName")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--attention {spec}: {file} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"--attention {spec}: {file} does not import: {type(error).__name__}: {error}") from None
+    found = getattr(module, name, None)
+    if not is_mechanism(found):
+        known = [n for n, v in vars(module).items() if is_mechanism(v) and v.__module__ == module.__name__]
+        raise InputError(
+            f"--attention {spec}: {file} has no class {name!r} that inherits from {ScaledDotProductAttention.__name__}"
+            + (f"; it has {', '.join(known)}" if known else "")
+        )
+    return found

@@ -1,0 +1,130 @@
+"""``gpt2lab train``."""
+
+import dataclasses
+import datetime
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import App, ArgumentCollection, Group, Parameter
+from cyclopts.config import Toml, Yaml
+
+from gpt2lab.cli.settings import DataSettings, ModelSettings, RunSettings, Text, console, load_attention
+from gpt2lab.config import InputError
+from gpt2lab.data import Tokenizer, atomic_write
+from gpt2lab.generation import generate
+from gpt2lab.model import GPT2
+from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
+from gpt2lab.training.metrics import Sink, plot_losses, read_metrics, tensorboard_sink, wandb_sink
+
+# Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
+RANDOM_CONFIG_FLOPS = 6e12
+
+RUN = Group("Run", sort_key=0)
+
+
+def train(
+    *,
+    config: Annotated[Path | None, Parameter(group=RUN)] = None,
+    resume: Annotated[Path | None, Parameter(group=RUN)] = None,
+    init_from: Annotated[Path | None, Parameter(group=RUN)] = None,
+    tensorboard: Annotated[bool, Parameter(group=RUN)] = False,
+    wandb: Annotated[str | None, Parameter(group=RUN)] = None,
+    data: DataSettings = DataSettings(),  # noqa: B008
+    model: ModelSettings = ModelSettings(),  # noqa: B008
+    training: Annotated[TrainerConfig, Parameter(name="*", group=Group("Training", sort_key=3))] = TrainerConfig(),  # noqa: B008
+) -> int:
+    """Train a model and leave a run folder.
+
+    With no option at all it trains the modern variant (RoPE + grouped queries + sliding window) on Shakespeare.
+    Ctrl-C saves a checkpoint and says how to go on.
+
+    Parameters
+    ----------
+    config
+        YAML or TOML file with any of these options; flags override it.
+    resume
+        Run folder to go on with, under its own settings; --max-steps makes it longer.
+    init_from
+        Run folder whose best model is trained further, on another text.
+    tensorboard
+        Also write TensorBoard event files into the run folder.
+    wandb
+        Also report to this Weights & Biases project.
+    """
+    run = resume or Path(training.out or f"runs/{model.variant}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    training = dataclasses.replace(training, out=run)
+    if resume is None and (run / "checkpoints").exists():
+        raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+
+    attention = load_attention(model.attention)
+    start: GPT2 | None = None
+    tokenizer: Tokenizer | None = None
+    if resume is not None:
+        start, tokenizer = load(run, attention=attention, checkpoint="last")
+    elif init_from is not None:
+        start, tokenizer = load(init_from, attention=attention)
+        if model != (unchanged := ModelSettings(attention=model.attention)):
+            changed = [
+                f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(unchanged, f.name)
+            ]
+            raise InputError(f"--init-from keeps the model as it is; leave out {', '.join(changed)}")
+    text = Text.open(data, tokenizer)
+    console.print(text.describe(), highlight=False)
+    settings = start.config if start is not None else model.config(text.tokenizer.vocab_size)
+    network = start or GPT2.from_config(settings, attention=attention, seed=training.seed)
+    if model.random_config and training.max_steps is None and training.max_epochs is None:
+        per_step = 3 * network.flops_per_token() * settings.max_seq_len * training.batch_size
+        training.max_steps = max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
+    train_dataset = text.dataset("train", settings.max_seq_len)
+    validation = text.dataset("validation", settings.max_seq_len) if data.validation_fraction > 0 else None
+
+    model = ModelSettings.describing(settings, model.attention)
+    sinks: list[Sink] = [tensorboard_sink(run)] if tensorboard else []
+    if wandb is not None:
+        sinks.append(wandb_sink(wandb, run, dataclasses.asdict(model) | dataclasses.asdict(training)))
+    trainer = Trainer(network, train_dataset, validation, training, sinks, console)
+    if resume is not None:
+        trainer.restore(find_checkpoint(run, "last"))
+        if trainer.state.step >= trainer.steps:
+            raise InputError(
+                f"{run} is finished ({trainer.state.step} steps); --max-steps with a larger number goes on"
+            )
+    RunSettings(data, model, training).save(run)
+    text.tokenizer.save(run / "tokenizer.json")
+    result = trainer.train()
+
+    plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+    if result.stopped_by is not None:
+        console.print(
+            f"stopped at step {result.step}, saved; go on with: gpt2lab train --resume {run}", highlight=False
+        )
+        return 128 + result.stopped_by
+    _write_samples(network, text, run, result.step)
+    loss = "" if result.validation_loss is None else f" · validation loss {result.validation_loss:.4f} nats/token"
+    console.print(f"done: {result.step} steps in {trainer.state.seconds:.0f} s{loss}", highlight=False)
+    console.print(f"  run folder  {run}\n  loss curve  {run / 'loss.svg'}\n  samples     {run / 'samples.txt'}")
+    console.print(f"next: gpt2lab evaluate {run} · gpt2lab generate {run}", highlight=False)
+    return 0
+
+
+def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill options that were not typed from --config, or from the run that --resume names."""
+    for option in ("--config", "--resume"):
+        given = arguments.get(option)
+        if given is None or not given.tokens:
+            continue
+        path = Path(given.tokens[0].value) / ("config.yaml" if option == "--resume" else "")
+        if not path.is_file():
+            raise InputError(f"{option} {given.tokens[0].value}: there is no file {path}")
+        source: type[Any] = Toml if path.suffix == ".toml" else Yaml
+        source(path, use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _write_samples(model: GPT2, text: Text, run: Path, step: int) -> None:
+    first = torch.tensor([[int(text.tokens("train")[0])]], device=model.final_norm.weight.device)
+    with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
+        ids = generate(model, first, 500, temperature=0.8, seed=0)
+    with atomic_write(run / "samples.txt") as file:
+        file.write(f"step {step}, temperature 0.8:\n{text.tokenizer.decode(ids[0].tolist())}\n".encode())

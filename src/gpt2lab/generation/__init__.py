@@ -1,0 +1,6 @@
+"""Writing text with a trained model."""
+
+from gpt2lab.generation.generate import generate, sample, stream
+from gpt2lab.generation.sampling import Sampling, top_k_logits
+
+__all__ = ["Sampling", "generate", "sample", "stream", "top_k_logits"]

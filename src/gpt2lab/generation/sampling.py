@@ -1,0 +1,96 @@
+"""From logits to a token: what may be chosen, and the choice."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2lab.config import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. The filters apply in this order, each to what the ones before left.
+
+    Attributes:
+        repetition_penalty: logits of tokens that occurred already are divided by it if positive, else multiplied
+            (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_k: only the k likeliest (and those equal to the last of them).
+        top_p: only the smallest set of likeliest tokens that holds at least this probability (Holtzman et al. 2020,
+            arXiv:1904.09751, section 3.1).
+        min_p: only tokens at least this likely relative to the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
+        seed: row r of a batch draws its noise from ``seed + r``, one number per token, so that a text does not depend
+            on what else is in the batch.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.temperature >= 0 and math.isfinite(self.temperature), "temperature", "0 or more"),
+            (self.top_k is None or self.top_k >= 1, "top_k", "1 or more"),
+            (self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
+            (self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
+            (self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 changes nothing)"),
+        )
+        for valid, name, meaning in checks:
+            if not valid:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be {meaning}")
+
+    def generators(self, rows: int) -> list[torch.Generator]:
+        """The source of noise of each row of a batch."""
+        return [torch.Generator().manual_seed(self.seed + row) for row in range(rows)]
+
+    def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Distribution of the next token.
+
+        Args:
+            logits: (B, V).
+            seen: bool (B, V), the tokens that occurred in each row; needed for a repetition penalty.
+
+        Returns:
+            (B, V) float64; with temperature 0 the likeliest token has probability 1.
+        """
+        logits = logits.double()
+        if self.repetition_penalty != 1 and seen is not None:
+            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = torch.where(seen, penalised, logits)
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            logits = top_k_logits(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            probabilities, order = logits.softmax(1).sort(dim=1, descending=True)
+            before = probabilities.cumsum(1) - probabilities  # what the likelier ones hold together
+            dropped = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order, before >= self.top_p)
+            logits = logits.masked_fill(dropped, -math.inf)
+        probabilities = logits.softmax(1)
+        if self.min_p is not None:
+            floor = self.min_p * probabilities.amax(1, keepdim=True)
+            probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+            probabilities = probabilities / probabilities.sum(1, keepdim=True)
+        return probabilities
+
+    def choose(self, logits: Tensor, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
+        """Draw one token for each row: logits (B, V) to int64 (B,), by inverting the cumulative distribution."""
+        if self.temperature == 0 and self.repetition_penalty == 1:
+            return logits.argmax(1)
+        cumulative = self.probabilities(logits, seen).cumsum(1)
+        noise = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # in [0, 1)
+        threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+
+
+def top_k_logits(logits: Tensor, k: int) -> Tensor:
+    """Everything below the k-th largest of each row becomes -inf (minGPT's function): (B, V) to (B, V)."""
+    smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < smallest, -math.inf)
