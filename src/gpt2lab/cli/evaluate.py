@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt2lab.cli.settings import RunSettings, Split, Text, console, load_attention
@@ -105,17 +106,16 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
 
 def _print_tables(results: dict[str, dict[str, Any]]) -> None:
     texts = {result["text"] for result in results.values()}
-    table = Table("run", title=f"on {', '.join(sorted(texts))}", title_justify="left")
-    for column in ("parameters", "context", "tokens", "loss", "perplexity", "bits/char", "bits/byte", "accuracy"):
-        table.add_column(column, justify="right")
+    table = Table(box=SIMPLE_HEAD, title=f"loss on {', '.join(sorted(texts))}", title_justify="left")
+    table.add_column("run", overflow="fold")
+    for column in ("context", "nats/token", "perplexity", "bits/char", "bits/byte", "accuracy"):
+        table.add_column(column, justify="right", no_wrap=True)
     for run, result in results.items():
         for context, scores in result["contexts"].items():
             trained = context == result["context_size"]
             table.add_row(
                 run if trained else "",
-                f"{result['parameters']:,}" if trained else "",
-                f"{context}{' (trained)' if trained else ''}",
-                f"{scores['tokens']:,}",
+                f"{context}",
                 f"{scores['loss']:.4f}",
                 f"{scores['perplexity']:.3f}",
                 f"{scores['bits_per_character']:.4f}",
@@ -126,7 +126,9 @@ def _print_tables(results: dict[str, dict[str, Any]]) -> None:
     console.print(table)
     for run, result in results.items():
         console.print(
-            f"{run}: nanoGPT's protocol (200 random batches) estimates {result['estimated_loss']:.4f}", highlight=False
+            f"{run}: {result['parameters']:,} parameters, {result['tokens']:,} tokens predicted once each (bold: the "
+            f"trained context); 200 random batches, nanoGPT's protocol, estimate {result['estimated_loss']:.4f}",
+            highlight=False,
         )
 
 

@@ -2,12 +2,13 @@
 
 import importlib.util
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from rich.console import Console
 
 from gpt2lab.config import GPT2Config, InputError, Variant, Window, random_architecture, variant_switches
@@ -27,11 +28,21 @@ from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import Mechanism, is_mechanism
 from gpt2lab.training import TrainerConfig
 
+TokenizerName = Literal["char", "bpe", "gpt2"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 console = Console()
 errors = Console(stderr=True)
+
+
+def tokenizer_name(kind: object, tokens: Sequence[Token]) -> str:
+    """The tokenizer that is meant by a name, those of older scripts included."""
+    name = tokens[0].value.lower()
+    name = {"shakespearean": "char", "shakesperean": "char"}.get(name, name)
+    if name not in get_args(TokenizerName):
+        raise ValueError(f"it has to be one of {', '.join(get_args(TokenizerName))}")
+    return name
 
 
 @Parameter(name="*", group=Group("Text", sort_key=2))
@@ -42,7 +53,8 @@ class DataSettings:
     Attributes:
         corpus: built-in text: "shakespeare" (all plays; the default) or "tinyshakespeare" (downloaded once).
         text: your own: a UTF-8 file, a folder of .txt files, or a glob in quotes.
-        tokenizer: "char", "bpe" (byte-level, trained on the training part), or "gpt2".
+        tokenizer: "char", "bpe" (byte-level, trained on the training part), or "gpt2". Older scripts call it
+            --embedding-type, and "char" also "shakespearean" or "shakesperean".
         vocab_size: ids of a "bpe" tokenizer.
         validation_fraction: share of the text, before the test part, that is measured while training.
         test_fraction: share at the end of the text that training never sees.
@@ -50,7 +62,7 @@ class DataSettings:
 
     corpus: str | None = None
     text: str | None = None
-    tokenizer: Literal["char", "bpe", "gpt2"] = "char"
+    tokenizer: Annotated[TokenizerName, Parameter(alias=["--embedding-type"], converter=tokenizer_name)] = "char"
     vocab_size: int = 1024
     validation_fraction: float = 0.05
     test_fraction: float = 0.05

@@ -112,7 +112,7 @@ def train(
 def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill options that were not typed from --config, or from the run that --resume names."""
     for option in ("--config", "--resume"):
-        given = arguments.get(option)
+        given = arguments.get(option, default=None)
         if given is None or not given.tokens:
             continue
         path = Path(given.tokens[0].value) / ("config.yaml" if option == "--resume" else "")

@@ -1,4 +1,4 @@
-"""Attention: the mechanisms that can be swapped, and the layer that they sit in.
+r"""Attention: the mechanisms that can be swapped, and the layer that they sit in.
 
     one query head per key/value head     groups share a key/value head     one for all
       MHA   q q q q                         GQA   q q q q                     MQA   q q q q

