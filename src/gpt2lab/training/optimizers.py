@@ -19,8 +19,8 @@ class Muon(Optimizer):
 
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al. 2025
     (arXiv:2502.16982, section 2.2), so that updates are as large as AdamW's and one learning rate serves both.
-    Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32 on CPUs, where bfloat16 may
-    crawl and would make runs with different numbers of processes disagree.
+    Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32: bfloat16 crawls on many CPUs,
+    and would make runs with different numbers of processes disagree.
 
     Args:
         params: matrices (2-D).
@@ -38,38 +38,52 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-                momenta = [
-                    self.state[p].setdefault("momentum", torch.zeros_like(p, memory_format=torch.preserve_format))
-                    for p in parameters
-                ]
-                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-                updates = orthogonalise(torch.stack(blended)).unbind()
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in parameters]
+            momenta = [
+                self.state[p].setdefault("momentum", torch.zeros_like(p, memory_format=torch.preserve_format))
+                for p in parameters
+            ]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            by_shape: dict[tuple[int, ...], list[int]] = {}
+            for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together
+                by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+            for (rows, columns), indices in by_shape.items():
+                wide = [blended[i] if blended[i].shape[0] == rows else blended[i].mT for i in indices]
+                updates = orthogonalise(torch.stack(wide))
+                for i, update in zip(indices, updates, strict=True):
+                    update = update if blended[i].shape[0] == rows else update.mT
+                    parameters[i].add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring all singular values of each matrix (N, rows, columns) near 1, by five Newton-Schulz steps.
+    """Bring all singular values of each matrix near 1, by five Newton-Schulz steps.
 
-    Jordan et al. 2024: each step maps a singular value s to a·s + b·s³ + c·s⁵.
+    Jordan et al. 2024: a step maps X to p(XXᵀ) X with p(G) = a + b·G + c·G², and so each singular value s to
+    a·s + b·s³ + c·s⁵. The steps' polynomials in one G commute, so their product is gathered on the small matrices,
+    rows × rows, and X is multiplied once, at the end: less than half the time of the textbook's order for GPT-2's
+    feed-forward matrices.
+
+    Args:
+        matrices: float32 (N, rows, columns) with rows ≤ columns.
+
+    Returns:
+        the same shape.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.mT if tall else x
-    return x.to(matrices.dtype)
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram = x @ x.mT  # (N, rows, rows)
+    product = None
+    for step in range(5):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if step < 4:
+            gram = polynomial @ gram @ polynomial
+    assert product is not None
+    return product @ x
 
 
 def build_optimizers(
