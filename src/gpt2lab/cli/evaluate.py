@@ -1,16 +1,17 @@
 """``gpt2lab evaluate``."""
 
-import contextlib
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gpt2lab.cli.settings import RunSettings, Split, Text, console, load_attention
+from gpt2lab.cli.settings import RunSettings, Split, Text, console, errors, load_attention
 from gpt2lab.config import InputError
 from gpt2lab.data import atomic_write, encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
@@ -72,9 +73,13 @@ def evaluate_command(
         trained = model.config.max_seq_len
         longest = trained if model.config.position == "learned" else len(tokens) - 1
         wanted = contexts or [trained // 4, trained // 2, 2 * trained, 4 * trained]
-        with console.status(f"measuring {run} on {name}") if not json_output else contextlib.nullcontext():
-            main = evaluate(model, tokens, tokenizer)
-            others = [evaluate(model, tokens, tokenizer, c) for c in wanted if 1 <= c <= longest and c != trained]
+        sizes = [trained, *(c for c in wanted if 1 <= c <= longest and c != trained)]
+        with Progress(transient=True, console=errors) as progress:
+            tasks = [progress.add_task(f"{run}, context {c}", total=len(tokens) - 1) for c in sizes]
+            main, *others = [
+                evaluate(model, tokens, tokenizer, c, partial(_show, progress, task))
+                for c, task in zip(sizes, tasks, strict=True)
+            ]
             estimate = estimate_loss(model, tokens)
         curves[str(run)] = main.loss_by_position
         by_context = sorted([main, *others], key=lambda e: e.context_size)
@@ -94,6 +99,10 @@ def evaluate_command(
         if not json_output:
             console.print(f"loss by position: {plot}")
     return 0
+
+
+def _show(progress: Progress, task: TaskID, done: int) -> None:
+    progress.update(task, completed=done)
 
 
 def _scores(evaluation: Evaluation) -> dict[str, float]:

@@ -70,7 +70,8 @@ def train(
                 f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(unchanged, f.name)
             ]
             raise InputError(f"--init-from keeps the model as it is; leave out {', '.join(changed)}")
-    text = Text.open(data, tokenizer)
+    with console.status("reading the text"):
+        text = Text.open(data, tokenizer)
     console.print(text.describe(), highlight=False)
     settings = start.config if start is not None else model.config(text.tokenizer.vocab_size)
     network = start or GPT2.from_config(settings, attention=attention, seed=training.seed)

@@ -236,7 +236,9 @@ class GPT2(nn.Module):
         if self.mechanism_class is not None:
             (folder / "attention.py").write_text(source_of(self.mechanism_class), encoding="utf-8")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        partial = folder / ".model.safetensors.partial"
+        safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
+        partial.replace(folder / "model.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:

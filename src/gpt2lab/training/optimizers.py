@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -17,10 +18,10 @@ Schedule = Literal["cosine", "wsd", "constant"]
 class Muon(Optimizer):
     """Momentum, orthogonalised: every update moves all directions of a matrix by the same amount.
 
-    Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al. 2025
-    (arXiv:2502.16982, section 2.2), so that updates are as large as AdamW's and one learning rate serves both.
-    Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32: bfloat16 crawls on many CPUs,
-    and would make runs with different numbers of processes disagree.
+    Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al.
+    2025 (arXiv:2502.16982, section 2.2), so that updates are as large as AdamW's and one learning rate serves both.
+    Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32: bfloat16 crawls on many
+    CPUs, and would make runs with different numbers of processes disagree.
 
     Args:
         params: matrices (2-D).
@@ -54,8 +55,8 @@ class Muon(Optimizer):
                 wide = [blended[i] if blended[i].shape[0] == rows else blended[i].mT for i in indices]
                 updates = orthogonalise(torch.stack(wide))
                 for i, update in zip(indices, updates, strict=True):
-                    update = update if blended[i].shape[0] == rows else update.mT
-                    parameters[i].add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
+                    as_stored = update if blended[i].shape[0] == rows else update.mT
+                    parameters[i].add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -73,17 +74,14 @@ def orthogonalise(matrices: Tensor) -> Tensor:
         the same shape.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT  # (N, rows, rows)
-    product = None
-    for step in range(5):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = polynomial if product is None else polynomial @ product
-        if step < 4:
-            gram = polynomial @ gram @ polynomial
-    assert product is not None
-    return product @ x
+    polynomials = []
+    for _ in range(5):
+        polynomials.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
+        polynomials[-1].diagonal(dim1=-2, dim2=-1).add_(a)
+        gram = polynomials[-1] @ gram @ polynomials[-1]
+    return reduce(torch.matmul, reversed(polynomials)) @ x
 
 
 def build_optimizers(
