@@ -75,9 +75,8 @@ def main() -> None:
             f" | {trainer.model.cache_bytes_per_token():,} B, at most {trainer.model.cache_bytes(T):,} B |"
         )
     ms = statistics.median(tokens["original"]) / (T - 1) * 1000
-    print(
-        f"\noriginal: {statistics.median(steps['original']) / 5 * 1000:.1f} ms a step without the optimiser, {ms:.2f} ms a token"
-    )
+    step = statistics.median(steps["original"]) / 5 * 1000
+    print(f"\noriginal: {step:.1f} ms for forward+backward of a batch, {ms:.2f} ms a token")
 
 
 if __name__ == "__main__":
