@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gpt2lab.cli.settings import RunSettings, Split, Text, console, errors, load_attention
+from gpt2lab.cli.settings import Split, Text, console, data_settings_of, errors, load_attention
 from gpt2lab.config import InputError
 from gpt2lab.data import atomic_write, encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
@@ -65,7 +65,7 @@ def evaluate_command(
         model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
         model.to(choose_device(device))
         if text is None:
-            source = Text.open(RunSettings.load_data(run), tokenizer)
+            source = Text.open(data_settings_of(run), tokenizer)
             tokens, name = source.tokens(split), f"{source.corpus.name}, {split} part"
         else:
             corpus = open_corpus(None, text)

@@ -179,16 +179,16 @@ class RunSettings:
         with atomic_write(run / "config.yaml") as file:
             file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
-    @classmethod
-    def load_data(cls, run: Path) -> DataSettings:
-        """What a run was trained on."""
-        try:
-            values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-            return DataSettings(**{k: values[k] for k in DataSettings.__dataclass_fields__ if k in values})
-        except FileNotFoundError:
-            raise InputError(f"{run} is not a run folder: it has no config.yaml") from None
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-            raise InputError(f"{run / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
+
+def data_settings_of(run: Path) -> DataSettings:
+    """What a run was trained on."""
+    try:
+        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return DataSettings(**{k: values[k] for k in DataSettings.__dataclass_fields__ if k in values})
+    except FileNotFoundError:
+        raise InputError(f"{run} is not a run folder: it has no config.yaml") from None
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{run / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,10 @@ class Text:
 
     def dataset(self, part: Split, context_size: int) -> TokenDataset:
         """Windows of a part."""
-        return TokenDataset(self.tokens(part), context_size, self.tokenizer.vocab_size)
+        try:
+            return TokenDataset(self.tokens(part), context_size, self.tokenizer.vocab_size)
+        except InputError as error:
+            raise InputError(f"the {part} part of {self.corpus.name} is too short: {error}") from None
 
     def describe(self) -> str:
         """One line for the screen."""

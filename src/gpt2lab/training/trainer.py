@@ -193,7 +193,9 @@ class Trainer:
                 done = step == self.steps
                 validation = None
                 if self.test_dataset is not None and (done or (config.eval_every and step % config.eval_every == 0)):
+                    paused = time.perf_counter()
                     validation = self.validation_loss(precision, None if done else config.eval_tokens)
+                    last_time += time.perf_counter() - paused  # the speed is that of training
                 self.state = TrainingState(
                     step=step,
                     tokens=self.state.tokens + tokens,
