@@ -4,13 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from gpt2lab.data import Corpus
-
-settings.register_profile("no deadline", deadline=None)  # machines are shared, and stall
-settings.load_profile("no deadline")
 
 # Where tokenizers, regular expressions and UTF-8 decoders go wrong: runs of white space of every kind, contractions,
 # accents that combine, characters of one to four bytes, control characters, the special token spelled out.

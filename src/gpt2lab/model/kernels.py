@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 Bias = Callable[[Tensor, Tensor], Tensor | None]
 
-# Below this many queries a window's mask is cheaper than cutting the sequence into blocks.
+# For fewer queries than this, or than three windows, a mask is cheaper than cutting the sequence into blocks.
 _SHORTEST_BAND = 256
 
 
@@ -47,7 +47,7 @@ def attend(
         added = bias(q_pos, k_pos) if bias is not None else None
         if added is None and (window is None or window >= length):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
-        if added is None and window is not None and length >= max(_SHORTEST_BAND, 2 * window):
+        if added is None and window is not None and length >= max(_SHORTEST_BAND, 3 * window):
             return _attend_band(q, k, v, window)
     else:
         added = bias(q_pos, k_pos) if bias is not None else None
