@@ -17,7 +17,7 @@ from gpt2lab.data import atomic_write, encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
 from gpt2lab.training import load
 from gpt2lab.training.checkpoint import Which
-from gpt2lab.training.trainer import choose_device
+from gpt2lab.training.hardware import choose_device
 
 
 def evaluate_command(

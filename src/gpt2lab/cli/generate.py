@@ -16,7 +16,7 @@ from gpt2lab.data import Tokenizer
 from gpt2lab.generation import Sampling, stream
 from gpt2lab.training import load
 from gpt2lab.training.checkpoint import Which
-from gpt2lab.training.trainer import choose_device
+from gpt2lab.training.hardware import choose_device
 
 
 def generate_command(

@@ -92,6 +92,9 @@ def train(
             raise InputError(
                 f"{run} is finished ({trainer.state.step} steps); --max-steps with a larger number goes on"
             )
+    # What "auto" came to here is part of the run, so that going on with it computes the same.
+    training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
+    training.compile = "yes" if trainer.compiled else "no"
     RunSettings(data, model, training).save(run)
     text.tokenizer.save(run / "tokenizer.json")
     result = trainer.train()

@@ -1,13 +1,11 @@
 """What a training tells while it runs: a live display, a file of records, a plot, TensorBoard and wandb."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -146,23 +144,3 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
     axes.legend(frameon=False)
     with atomic_write(path) as file:
         figure.savefig(file, format="svg")
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of this machine's own matrix product (1024³, the best of several)."""
-    a = torch.randn(1024, 1024, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(8):
-        _synchronise(device)
-        start = time.perf_counter()
-        a @ a
-        _synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -1,8 +1,6 @@
 """The training loop."""
 
 import math
-import os
-import shutil
 import signal
 import threading
 import time
@@ -22,15 +20,13 @@ from gpt2lab.config import InputError
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.training.checkpoint import TrainingState, restore_training, save_checkpoint
-from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Sink, peak_flops
+from gpt2lab.training.hardware import autocast, choose_compile, choose_device, choose_precision, peak_flops
+from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Sink
 from gpt2lab.training.optimizers import OptimizerName, Schedule, build_optimizers, learning_rate_scale
 
 Batch = tuple[Tensor, Tensor]
 
 DEFAULT_STEPS = 2000
-
-# Training work (floating-point operations) from which compiling, about 40 s on two cores, is earned back.
-COMPILE_PAYS_FLOPS = 2e13
 
 
 @dataclass
@@ -157,6 +153,11 @@ class Trainer:
             model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
         )
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
+        self.precision = choose_precision(config.precision, self.device, model.config.embed_dim)
+        self.peak = peak_flops(self.device, self.precision)
+        windows = self.steps * config.batch_size * config.accumulation_steps
+        work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
+        self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
         torch.manual_seed(config.seed)
 
     def restore(self, checkpoint: Path) -> None:
@@ -170,9 +171,13 @@ class Trainer:
         """
         model, config, run = self.model, self.config, Path(self.config.out) if self.config.out else None
         assert_causal(model, positions_to_probe(model.config.max_seq_len))
-        precision = choose_precision(config.precision, self.device, model)
-        forward = self._compiled(precision)
-        peak = peak_flops(self.device, precision)
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        self.console.print(
+            f"{self.device}{threads} · {str(self.precision).removeprefix('torch.')} · "
+            f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · {model.num_parameters():,} parameters",
+            highlight=False,
+        )
+        forward = torch.compile(model) if self.compiled else model
         sinks = [*self.sinks]
         if run is not None:
             sinks.append(MetricsFile(run / "metrics.jsonl", self.state.step))
@@ -187,14 +192,14 @@ class Trainer:
             sinks.append(display)
             model.train()
             while self.state.step < self.steps and not stop:
-                loss, tokens = self._step(forward, batches, precision)
+                loss, tokens = self._step(forward, batches)
                 losses.append(loss)
                 step = self.state.step + 1
                 done = step == self.steps
                 validation = None
                 if self.test_dataset is not None and (done or (config.eval_every and step % config.eval_every == 0)):
                     paused = time.perf_counter()
-                    validation = self.validation_loss(precision, None if done else config.eval_tokens)
+                    validation = self.validation_loss(None if done else config.eval_tokens)
                     last_time += time.perf_counter() - paused  # the speed is that of training
                 self.state = TrainingState(
                     step=step,
@@ -212,7 +217,7 @@ class Trainer:
                         "loss": torch.stack(losses).mean().item(),
                         "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                         "tokens_per_second": speed,
-                        "peak_share": 3 * model.flops_per_token() * speed / peak,
+                        "peak_share": 3 * model.flops_per_token() * speed / self.peak,
                     }
                     if validation is not None:
                         record["validation_loss"] = validation
@@ -227,16 +232,14 @@ class Trainer:
         model.eval()
         return TrainingResult(self.state.step, self.state.validation_loss, stop[0] if stop else None)
 
-    def _step(
-        self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch], precision: torch.dtype
-    ) -> tuple[Tensor, int]:
+    def _step(self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch]) -> tuple[Tensor, int]:
         """One update; returns the mean loss (a detached scalar) and the number of tokens read."""
         config = self.config
         total = torch.zeros((), device=self.device)
         tokens = 0
         for _ in range(config.accumulation_steps):
             x, y = (part.to(self.device, non_blocking=True) for part in next(batches))  # (B, T) each
-            with autocast(self.device, precision):
+            with autocast(self.device, self.precision):
                 loss = forward(x, y) / config.accumulation_steps
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -258,11 +261,10 @@ class Trainer:
         return total, tokens
 
     @torch.no_grad()
-    def validation_loss(self, precision: torch.dtype = torch.float32, max_tokens: int | None = None) -> float:
+    def validation_loss(self, max_tokens: int | None = None) -> float:
         """Mean loss over the test data, each token predicted once, nats.
 
         Args:
-            precision: of the matrix products.
             max_tokens: None: the whole data, else an estimate from that many tokens, spread evenly.
         """
         dataset = self.test_dataset
@@ -276,7 +278,7 @@ class Trainer:
         self.model.eval()
         total, counted = 0.0, 0
         for x, y in batches:
-            with autocast(self.device, precision):
+            with autocast(self.device, self.precision):
                 loss = self.model(x.to(self.device), y.to(self.device))
             targets = int((y >= 0).sum())
             total, counted = total + loss.item() * targets, counted + targets
@@ -292,66 +294,6 @@ class Trainer:
         if isinstance(dataset, TokenDataset):  # gathers a whole batch at once, faster than a worker could send it
             return map(dataset.__getitems__, sampler)
         return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
-
-    def _compiled(self, precision: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-        """The model, compiled if that pays, with one line that says what was chosen."""
-        config, model = self.config, self.model
-        windows = (self.steps - self.state.step) * config.batch_size * config.accumulation_steps
-        flops = 3 * model.flops_per_token() * model.config.max_seq_len * windows
-        worth = config.compile == "yes" or (config.compile == "auto" and flops > COMPILE_PAYS_FLOPS)
-        reason = "asked for" if config.compile != "auto" else "the run is long enough" if worth else "the run is short"
-        if worth and not compiler_available(self.device):
-            worth, reason = False, "no C++ compiler found; `apt install g++` or similar would make long runs faster"
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        self.console.print(
-            f"{self.device}{threads} · {str(precision).removeprefix('torch.')} · "
-            f"{'compiled' if worth else 'not compiled'} ({reason}) · {model.num_parameters():,} parameters",
-            highlight=False,
-        )
-        return torch.compile(model) if worth else model
-
-
-def choose_device(name: str) -> torch.device:
-    """``"auto"``: CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        InputError: the device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({first_line}); use --device cpu") from None
-    return device
-
-
-def choose_precision(name: str, device: torch.device, model: GPT2) -> torch.dtype:
-    """``"auto"``: bfloat16 where the hardware multiplies it faster and the matrices are large enough to gain by it."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast and model.config.embed_dim >= 256 else torch.float32
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """Matrix products in that precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
-
-
-def compiler_available(device: torch.device) -> bool:
-    """Whether torch.compile can build kernels for the device."""
-    if device.type == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return bool(has_triton())
-    return False
 
 
 def positions_to_probe(length: int, most: int = 64) -> list[int]:

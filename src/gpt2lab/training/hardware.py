@@ -1,0 +1,92 @@
+"""What the machine offers, and what of it a run uses: chosen at run time, by capability, and printed."""
+
+import os
+import shutil
+import time
+
+import torch
+
+from gpt2lab.config import InputError
+
+# Seconds of a run at the machine's peak from which compiling is earned back (docs/recipe.md).
+COMPILE_PAYS_SECONDS = 100.0
+
+
+def choose_device(name: str) -> torch.device:
+    """``"auto"``: CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used here ({first_line}); use --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device, embed_dim: int) -> torch.dtype:
+    """``"auto"``: bfloat16 where the hardware multiplies it faster and the matrices are wide enough to gain by it."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and embed_dim >= 256 else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """Matrix products in that precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def choose_compile(name: str, device: torch.device, seconds_at_peak: float) -> tuple[bool, str]:
+    """Whether to compile the model, and why (not).
+
+    Args:
+        name: "yes", "no", or "auto": if the run is long enough to earn back the compile time.
+        device: where it runs.
+        seconds_at_peak: the run's matrix products divided by the machine's peak.
+    """
+    if name == "no":
+        return False, "as asked"
+    if name == "auto" and seconds_at_peak < COMPILE_PAYS_SECONDS:
+        return False, "too short a run to earn it back"
+    if not compiler_available(device):
+        return False, "there is no compiler; a C++ one, such as g++, would make long runs faster"
+    return True, "as asked" if name == "yes" else "a long run"
+
+
+def compiler_available(device: torch.device) -> bool:
+    """Whether torch.compile can build kernels for the device."""
+    if device.type == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return bool(has_triton())
+    return False
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of this machine's own matrix product (1024³, the best of several)."""
+    a = torch.randn(1024, 1024, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(8):
+        _synchronise(device)
+        start = time.perf_counter()
+        a @ a
+        _synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
