@@ -70,10 +70,16 @@ class GPT2Config:
     attention: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("rope_theta", "dropout", "layer_norm_epsilon"):
+            value = getattr(self, name)
+            _require(isinstance(value, int | float), f"{name} is {value!r}; it has to be a number")
         if isinstance(self.window, list):  # JSON and YAML know no tuples
             object.__setattr__(self, "window", tuple(self.window))
         for name in ("max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"):
-            _require(_is_count(getattr(self, name)), f"{name} is {getattr(self, name)!r}; it has to be 1 or more")
+            _require(
+                _is_count(getattr(self, name)),
+                f"{name} is {getattr(self, name)!r}; it has to be a whole number, 1 or more",
+            )
         _require(
             self.vocab_size == 0 or _is_count(self.vocab_size),
             f"vocab_size is {self.vocab_size!r}; it has to be 1 or more",
@@ -131,6 +137,7 @@ class GPT2Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
         """The inverse of :meth:`to_dict`; unknown or missing fields are an InputError that names them."""
+        _require(isinstance(values, Mapping), f"model settings are named values, not {values!r}")
         known = {field.name for field in fields(cls)}
         required = {field.name for field in fields(cls) if field.default is dataclasses.MISSING}
         _require(not set(values) - known, f"unknown model settings: {', '.join(sorted(set(values) - known))}")

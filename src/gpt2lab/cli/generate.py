@@ -69,6 +69,7 @@ def generate_command(
     started = time.perf_counter()
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_: errors.print(f"\\[note: {message}]", style="dim")
             for token in stream(model, [torch.from_numpy(ids)] * num_samples, tokens, sampling):
                 written.append(token)

@@ -34,6 +34,8 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
         >>> prompt = torch.from_numpy(tokenizer.encode("ROMEO:"))[None]
         >>> print(tokenizer.decode(generate(model, prompt, 200, temperature=0.8)[0].tolist()))
     """
+    if ids.dim() != 2:
+        raise InputError(f"ids has the shape {tuple(ids.shape)}; it has to be (B, T), so ids[None] for one prompt")
     new = list(stream(model, list(ids), num_tokens, Sampling(**sampling)))
     return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
 
@@ -58,19 +60,24 @@ def stream(
     """
     if not prompts or any(len(prompt) == 0 for prompt in prompts):
         raise InputError("a prompt is empty; give at least one token, such as a line break")
+    vocab_size = model.config.vocab_size
+    if vocab_size == 0:
+        raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
+    if strange := [int(i) for prompt in prompts for i in prompt[(prompt < 0) | (prompt >= vocab_size)]]:
+        raise InputError(f"the prompt has the id {strange[0]}, but the model knows 0 to {vocab_size - 1}")
     sampling = sampling or Sampling()
     context = model.config.max_seq_len
     device = model.final_norm.weight.device
-    was_training = model.training
-    model.eval()
+    was_training, dropped = model.training, False
     rows = [prompt.to(device) for prompt in prompts]  # what each row's logits depend on
     if not model.endless:
         rows = [row[-context:] for row in rows]
     generators = sampling.generators(len(rows))
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
     for row, prompt in zip(seen, prompts, strict=True):
         row[prompt.to(device)] = True
     try:
+        model.eval()
         logits, cache = _prefill(model, rows)
         for remaining in range(num_tokens, 0, -1):
             token = sampling.choose(logits, generators, seen)  # (B,)
@@ -85,11 +92,13 @@ def stream(
             if cache.length < context:
                 logits = model(token[:, None], cache=cache)[:, -1]
             else:
-                warnings.warn(
-                    f"the context of {context} tokens is full: the oldest half is dropped each time this happens (a "
-                    "model with RoPE and a window in every layer would go on without)",
-                    stacklevel=2,
-                )
+                if not dropped:
+                    warnings.warn(
+                        f"the context of {context} tokens is full: the oldest half is dropped each time this happens "
+                        "(a model with RoPE and a window in every layer would go on without)",
+                        stacklevel=2,
+                    )
+                dropped = True
                 rows = [row[-((context + 1) // 2) :] if len(row) > context else row for row in rows]
                 logits, cache = _prefill(model, rows)
     finally:
@@ -111,7 +120,7 @@ def _prefill(model: GPT2, rows: list[Tensor]) -> tuple[Tensor, KeyValueCache]:
     return logits[:, -1], cache
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: GPT2, x: Tensor, steps: int, temperature: float = 1.0, sample: bool = False, top_k: int | None = None
 ) -> Tensor:
@@ -126,7 +135,7 @@ def sample(
         top_k: only the k likeliest.
 
     Returns:
-        int64 (B, T + steps).
+        int64 (B, T + steps). The model stays in evaluation mode, as it did there.
     """
     model.eval()
     for _ in range(steps):

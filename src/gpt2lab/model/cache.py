@@ -38,7 +38,8 @@ class KeyValueCache:
     def __init__(self, model: "GPT2") -> None:
         self.max_seq_len = model.config.max_seq_len
         self.endless = model.endless
-        self.layers = [LayerCache(block.attention.window or self.max_seq_len) for block in model.blocks]
+        windows = [block.attention.window or self.max_seq_len for block in model.blocks]
+        self.layers = [LayerCache(w if self.endless else min(w, self.max_seq_len)) for w in windows]
         self.length = 0
         self._next_position = torch.empty(0)
 
@@ -48,13 +49,13 @@ class KeyValueCache:
         Raises:
             InputError: the chunk goes beyond the context of a model that is not endless.
         """
-        first = self.length == 0
-        self.length += ids.shape[1]
-        if self.length > self.max_seq_len and not self.endless:
+        first, length = self.length == 0, self.length + ids.shape[1]
+        if length > self.max_seq_len and not self.endless:
             raise InputError(
-                f"the cache holds a context of {self.max_seq_len} tokens and was given {self.length}; begin a new "
+                f"the cache holds a context of {self.max_seq_len} tokens and was given {length}; begin a new "
                 "one with the latest tokens, as generate() does"
             )
+        self.length = length
         if positions is None and first:
             self._next_position = torch.full((1, 1), ids.shape[1], device=ids.device)
             return None

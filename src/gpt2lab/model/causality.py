@@ -47,6 +47,8 @@ def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: i
     Raises:
         CausalityError: naming the positions that read, and what they read.
     """
+    if model.config.vocab_size == 0:
+        raise InputError("the model has no vocabulary yet, so nothing can be fed to it: make it with vocab_size=…")
     probe = copy.deepcopy(model).eval()
     device = next(probe.parameters()).device
     probe.to("cpu" if device.type == "mps" else device, torch.float64)  # MPS has no float64
@@ -66,7 +68,8 @@ def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: i
         rows[torch.arange(len(chunk)), chunk] = changed[0, chunk]
         logits = probe(rows.to(device))
         difference = (logits[:-1] - logits[-1:]).abs().amax(-1)  # (rows, T)
-        moved = (difference > 1e-9 * logits.abs().max()).cpu() & (torch.arange(length) < chunk[:, None])
+        same = difference <= 1e-9 * logits.nan_to_num().abs().max()  # false for NaN, too
+        moved = ~same.cpu() & (torch.arange(length) < chunk[:, None])
         leaks += [(int(moved[row].nonzero()[0]), int(chunk[row])) for row in moved.any(1).nonzero()[:, 0]]
     if leaks:
         raise CausalityError(leaks, len(probed))

@@ -73,7 +73,7 @@ class GPT2(nn.Module):
             TransformerBlock(config, layer, attention) for layer in range(config.num_layers)
         )
         self.final_norm = layer_norm(config)
-        if not config.tie_embeddings:
+        if not config.tie_embeddings and config.vocab_size > 0:
             self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         self.seed = torch.initial_seed() if seed is None else seed
         self.init_weights(self.seed)
@@ -248,12 +248,14 @@ class GPT2(nn.Module):
             InputError: a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise InputError(f"{folder} holds no model: {name} is missing")
         try:
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             model = cls.from_config(GPT2Config.from_dict(values), attention=attention)
-            model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} holds no model: {Path(error.filename).name} is missing") from None
+            weights = safetensors.torch.load_file(folder / "model.safetensors")
+            model.load_state_dict(weights, assign=True)  # in the precision in which they were saved
         except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
             raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
         except SafetensorError as error:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt2lab.config import InputError
+
 Bias = Callable[[Tensor, Tensor], Tensor | None]
 
 # For fewer queries than this, or than three windows, a mask is cheaper than cutting the sequence into blocks.
@@ -40,8 +42,13 @@ def attend(
 
     Returns:
         (B, H, Tq, D).
+
+    Raises:
+        InputError: only one of q_pos and k_pos is given.
     """
     length = q.shape[2]
+    if (q_pos is None) != (k_pos is None):
+        raise InputError("attend() needs the positions of both queries and keys, or of neither")
     if q_pos is None or k_pos is None:
         q_pos = k_pos = torch.arange(length, device=q.device)[None]
         added = bias(q_pos, k_pos) if bias is not None else None
