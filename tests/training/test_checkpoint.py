@@ -1,0 +1,363 @@
+"""Run folders: complete or absent, going on bit for bit, and one sentence for everything that is damaged."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from gpt2lab.config import InputError
+from gpt2lab.data import CharTokenizer, TokenDataset
+from gpt2lab.model import GPT2
+from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
+from gpt2lab.training.checkpoint import (
+    TrainingState,
+    optimizer_tensors,
+    read_state,
+    restore_training,
+    save_checkpoint,
+)
+from gpt2lab.training.metrics import MetricsFile, Record, read_metrics
+from gpt2lab.training.optimizers import build_optimizers
+from tests.training.conftest import MakeTrainer, tiny_model, without_clock
+from tests.training.test_trainer import Pairs, assert_same_weights
+
+ROOT = Path(__file__).parents[2]
+STATE = TrainingState(step=1, tokens=8, seconds=1.0, validation_loss=1.0)
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+class CrashError(Exception):
+    """The machine goes away."""
+
+
+def crash_after(step: int) -> Callable[[Record], None]:
+    def sink(record: Record) -> None:
+        if record["step"] >= step:
+            raise CrashError
+
+    return sink
+
+
+def interrupt_at(step: int, number: signal.Signals = signal.SIGINT) -> Callable[[Record], None]:
+    def sink(record: Record) -> None:
+        if record["step"] == step:
+            signal.raise_signal(number)
+
+    return sink
+
+
+# Complete or absent
+
+
+def test_a_crash_at_any_moment_of_saving_leaves_complete_checkpoints_only(tmp_path: Path) -> None:
+    CharTokenizer("abcd").save(tmp_path / "tokenizer.json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("crashing.py"), tmp_path],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=True,
+    )
+    problems, count = done.stdout.splitlines()[:-1], int(done.stdout.splitlines()[-1].split()[0])
+    assert problems == []
+    assert count > 15  # as many crashes as files are made, renamed and deleted
+
+
+def test_a_checkpoint_left_half_written_is_ignored_and_cleared_by_the_next_save(tmp_path: Path) -> None:
+    model = tiny_model(5)
+    save_checkpoint(tmp_path, model, [], STATE)
+    half = tmp_path / "checkpoints" / ".step-00000002.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half of")
+    assert find_checkpoint(tmp_path, "last").name == "step-00000001"
+    save_checkpoint(tmp_path, model, [], dataclasses.replace(STATE, step=2, validation_loss=0.5))
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+    model, kept = tiny_model(5), []
+    for step, loss in enumerate([3.0, 2.0, 1.0, 2.0, None, 0.5], start=1):
+        save_checkpoint(tmp_path, model, [], dataclasses.replace(STATE, step=step, validation_loss=loss))
+        kept.append([int(name.removeprefix("step-")) for name in names(tmp_path)])
+        assert find_checkpoint(tmp_path, "last").name == f"step-{step:08d}"
+    assert kept == [[1], [2], [3], [3, 4], [3, 5], [6]]
+
+
+def test_without_any_validation_loss_the_best_checkpoint_is_the_last(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, tiny_model(5), [], dataclasses.replace(STATE, step=step, validation_loss=None))
+    assert names(tmp_path) == ["step-00000003"]
+    assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, "last")
+
+
+def test_a_training_that_diverges_does_not_lose_its_best_checkpoint(tmp_path: Path) -> None:
+    for step, loss in enumerate([2.0, 1.0, math.nan, math.nan], start=1):
+        save_checkpoint(tmp_path, tiny_model(5), [], dataclasses.replace(STATE, step=step, validation_loss=loss))
+    assert find_checkpoint(tmp_path, "best").name == "step-00000002"
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+def test_checkpoints_come_when_they_are_due_and_at_the_end(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=7, checkpoint_every=3, eval_every=1, eval_tokens=64, out=tmp_path)
+    seen: list[list[str]] = []
+    trainer.sinks.append(lambda _: seen.append(names(tmp_path) if (tmp_path / "checkpoints").exists() else []))
+    trainer.train()
+    assert [step[-1:] for step in seen] == [[]] * 3 + [["step-00000003"]] * 3 + [["step-00000006"]]
+    assert names(tmp_path)[-1] == "step-00000007"
+
+
+def test_the_validation_loss_of_a_checkpoint_is_that_of_its_own_weights(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=8, eval_every=4, checkpoint_every=6, out=tmp_path)
+    trainer.sinks.append(crash_after(8))
+    with pytest.raises(CrashError):
+        trainer.train()
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()  # of step 6, which was never measured by itself
+    stored = read_state(checkpoint).validation_loss
+    trainer.model.load_state_dict(GPT2.load(checkpoint).state_dict())
+    assert stored is None or stored == pytest.approx(trainer.validation_loss(), abs=1e-6)
+
+
+def test_a_second_training_into_the_same_folder_never_passes_off_the_first_ones_model_as_its_own(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    make_trainer(max_steps=8, out=tmp_path).train()
+    again = make_trainer(max_steps=4, out=tmp_path, seed=1)
+    try:
+        again.train()
+    except InputError:
+        return  # refused, as the command line does
+    assert_same_weights(GPT2.load(find_checkpoint(tmp_path, "last")), again.model)
+    assert_same_weights(GPT2.load(find_checkpoint(tmp_path, "best")), again.model)
+
+
+def test_nothing_in_a_run_folder_is_a_pickle(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer(out=tmp_path).train()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
+    for path in files:
+        content = path.read_bytes()
+        assert not content.startswith((b"PK", b"\x80")), path  # a zip as torch.save writes it; a pickle
+        if path.suffix == ".safetensors":
+            safetensors.torch.load_file(path)
+        else:
+            list(map(json.loads, content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]))
+
+
+# Going on
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("data", ["ours", "a user's"])
+def test_an_interrupted_training_goes_on_bit_for_bit(
+    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path, optimizer: str, data: str
+) -> None:
+    def make(run: str, seed: int) -> Trainer:
+        model = tiny_model(train_data.vocab_size, dropout=0.2, seed=seed)
+        trainer = make_trainer(model, optimizer=optimizer, out=tmp_path / run, num_workers=2)
+        if data == "a user's":
+            trainer.train_dataset = Pairs(train_data)
+        return trainer
+
+    whole = make("whole", seed=0)
+    whole.train()
+    first = make("parts", seed=0)
+    first.sinks.append(interrupt_at(4))
+    assert first.train().stopped_by == signal.SIGINT
+    second = make("parts", seed=9)  # other weights, which the checkpoint replaces
+    torch.rand(3)
+    second.restore(find_checkpoint(tmp_path / "parts", "last"))
+    assert second.state.step == 4
+    assert second.train().step == 12
+    assert_same_weights(second.model, whole.model)
+    remembered, expected = (optimizer_tensors(t.model, t.optimizers) for t in (second, whole))
+    assert remembered.keys() == expected.keys()
+    for name, tensor in remembered.items():
+        assert torch.equal(tensor, expected[name]), name
+    metrics = [without_clock(read_metrics(tmp_path / run / "metrics.jsonl")) for run in ("parts", "whole")]
+    assert metrics[0] == metrics[1]
+
+
+def test_going_on_after_a_crash_drops_the_records_after_the_checkpoint_and_ends_the_same(
+    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path
+) -> None:
+    def make(run: str) -> Trainer:
+        return make_trainer(tiny_model(train_data.vocab_size), checkpoint_every=5, out=tmp_path / run)
+
+    whole = make("whole")
+    whole.train()
+    crashing = make("parts")
+    crashing.sinks.append(crash_after(10))
+    with pytest.raises(CrashError):
+        crashing.train()
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    assert [record["step"] for record in read_metrics(metrics)] == [4, 8]
+    again = make("parts")
+    again.restore(find_checkpoint(tmp_path / "parts", "last"))
+    assert again.state.step == 5
+    again.train()
+    assert_same_weights(again.model, whole.model)
+    assert [record["step"] for record in read_metrics(metrics)] == [4, 8, 10, 12]
+
+
+def test_seconds_and_tokens_go_on_where_they_were(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    first = make_trainer(out=tmp_path)
+    first.sinks.append(interrupt_at(8))
+    first.train()
+    second = make_trainer(out=tmp_path)
+    second.restore(find_checkpoint(tmp_path, "last"))
+    assert second.state == read_state(find_checkpoint(tmp_path, "last"))
+    second.train()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["tokens"] for record in records] == [record["step"] * 32 for record in records]
+    assert [record["seconds"] for record in records] == sorted(record["seconds"] for record in records)
+
+
+def test_a_finished_training_does_nothing_when_it_is_asked_again(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=3)
+    trainer.train()
+    before = trainer.model.embeddings.token.weight.detach().clone()
+    assert trainer.train().step == 3
+    assert torch.equal(trainer.model.embeddings.token.weight, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_after_the_step_with_a_checkpoint_and_gives_the_handlers_back(
+    make_trainer: MakeTrainer, tmp_path: Path, number: signal.Signals
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    trainer = make_trainer(out=tmp_path, checkpoint_every=0)
+    trainer.sinks.append(interrupt_at(4, number))
+    result = trainer.train()
+    assert (result.step, result.stopped_by) == (4, number)
+    assert names(tmp_path) == ["step-00000004"]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+
+    def impatient(record: Record) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    trainer.sinks.append(impatient)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+
+
+# Metrics
+
+
+def test_a_line_that_a_crash_cut_short_is_dropped_with_all_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste', encoding="utf-8")
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+    MetricsFile(path, resumed_step=2)({"step": 3, "again": True})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+# What is wrong with a folder
+
+
+@pytest.fixture(scope="module")
+def finished(
+    rhyme: str, train_data: TokenDataset, test_data: TokenDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = tmp_path_factory.mktemp("finished")
+    config = TrainerConfig(max_steps=3, batch_size=2, out=run, compile="no")
+    Trainer(tiny_model(train_data.vocab_size), train_data, test_data, config, console=Console(quiet=True)).train()
+    CharTokenizer(rhyme).save(run / "tokenizer.json")
+    return run
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scribble(path: Path) -> None:
+    path.write_bytes(b"\xff\x00 not what it was")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def swap(path: Path) -> None:
+    """A file of the right kind with the wrong content."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file({"stranger": torch.zeros(2)}, path)
+    else:
+        path.write_text("[1, 2]", encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, scribble, empty, swap])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "state.json", "optimizer.safetensors", "tokenizer.json"]
+)
+def test_a_damaged_file_is_one_sentence_that_names_it(
+    finished: Path, tmp_path: Path, damage: Callable[[Path], None], file: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    checkpoint = find_checkpoint(run, "last")
+    damage(run / file if file == "tokenizer.json" else checkpoint / file)
+    model = tiny_model(GPT2.load(find_checkpoint(finished)).config.vocab_size)
+    optimizers = build_optimizers(model, "muon", 1e-3, 0.1, (0.9, 0.95))
+    with pytest.raises(InputError) as caught:  # noqa: PT012 - one of the two reads each file
+        load(run)
+        restore_training(checkpoint, model, optimizers)
+    message = str(caught.value)
+    assert file in message or str(checkpoint) in message
+    assert "\n" not in message
+
+
+def test_a_folder_without_checkpoints_says_how_one_is_made(tmp_path: Path) -> None:
+    sentence = re.escape(f"{tmp_path} holds no checkpoint; `gpt2lab train --out {tmp_path}`")
+    with pytest.raises(InputError, match=sentence):
+        load(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, train_data: TokenDataset) -> None:
+    model = tiny_model(train_data.vocab_size, position="rope")
+    with pytest.raises(InputError, match="another architecture"):
+        restore_training(find_checkpoint(finished), model, [])
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused(finished: Path, make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(tiny_model(make_trainer().model.config.vocab_size), optimizer="adamw")  # it was Muon
+    with pytest.raises(InputError, match=r"optimi[sz]er"):
+        trainer.restore(find_checkpoint(finished))
+
+
+def test_a_loaded_model_is_ready_to_use_and_predicts_as_when_it_was_saved(
+    make_trainer: MakeTrainer, rhyme: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(out=tmp_path)
+    trainer.train()
+    CharTokenizer(rhyme).save(tmp_path / "tokenizer.json")
+    model, tokenizer = load(tmp_path, checkpoint="last")
+    assert not model.training
+    assert tokenizer.decode(tokenizer.encode("the king")) == "the king"
+    ids = torch.from_numpy(tokenizer.encode("the king"))[None]
+    assert torch.equal(model(ids), trainer.model(ids))
