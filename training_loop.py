@@ -43,7 +43,7 @@ class TrainerConfig(gpt2lab.TrainerConfig):
                 "weight_decay": weight_decay,
                 "optimizer": "adamw",
                 "schedule": "cosine" if lr_decay else "constant",
-                "warmup_tokens": warmup_tokens if lr_decay else 0,
+                "warmup_tokens": warmup_tokens,
                 "final_tokens": final_tokens,
                 "out": ckpt_path,
                 "num_workers": num_workers,

@@ -1,5 +1,6 @@
 """The command line. Underscores work like hyphens in every option, as in older scripts."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from gpt2lab.config import InputError
 app = App(
     name="gpt2lab",
     help="GPT-2 whose attention can be swapped: train it, measure it, write with it.",
+    suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
 app.command("gpt2lab.cli.train:train", name="train", help="Train a model and leave a run folder.")
@@ -28,6 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except (InputError, CycloptsError) as error:
         print(f"gpt2lab: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"gpt2lab: {error.filename or 'a file'} cannot be used: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ngpt2lab: interrupted", file=sys.stderr)

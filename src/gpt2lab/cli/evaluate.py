@@ -59,6 +59,8 @@ def evaluate_command(
     plot
         Draw the loss by position into this SVG file.
     """
+    if plot is not None and not plot.parent.is_dir():
+        raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
     results: dict[str, dict[str, Any]] = {}
     curves: dict[str, list[float]] = {}
     for run in runs:
@@ -71,10 +73,13 @@ def evaluate_command(
             corpus = open_corpus(None, text)
             tokens, name = encode_corpus(corpus, tokenizer, 0, corpus.size), corpus.name
         trained = model.config.max_seq_len
-        longest = trained if model.config.position == "learned" else len(tokens) - 1
-        wanted = contexts or [trained // 4, trained // 2, 2 * trained, 4 * trained]
-        sizes = [trained, *(c for c in wanted if 1 <= c <= longest and c != trained)]
-        with Progress(transient=True, console=errors) as progress:
+        if contexts is None:
+            longest = trained if model.config.position == "learned" else len(tokens) - 1
+            usual = (trained // 4, trained // 2, 2 * trained, 4 * trained)
+            sizes = [trained, *(c for c in usual if 1 <= c <= longest)]
+        else:
+            sizes = [trained, *(c for c in contexts if c != trained)]
+        with Progress(transient=True, console=errors, disable=not errors.is_terminal) as progress:
             tasks = [progress.add_task(f"{run}, context {c}", total=len(tokens) - 1) for c in sizes]
             main, *others = [
                 evaluate(model, tokens, tokenizer, c, partial(_show, progress, task))
@@ -153,7 +158,5 @@ def _plot_positions(curves: dict[str, list[float]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    if not path.parent.is_dir():
-        raise InputError(f"--plot {path}: there is no folder {path.parent}")
     with atomic_write(path) as file:
         figure.savefig(file, format="svg")

@@ -23,7 +23,7 @@ def generate_command(
     run: Path,
     /,
     *,
-    prompt: str = "\n",
+    prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     tokens: int = 500,
     num_samples: int = 1,
     sampling: Annotated[Sampling, Parameter(name="*", group=Group("Sampling"))] = Sampling(temperature=0.8),  # noqa: B008
@@ -39,7 +39,7 @@ def generate_command(
     run
         Run folder.
     prompt
-        Text to go on from.
+        Text to go on from; default: a line break.
     tokens
         How many tokens to write.
     num_samples
@@ -53,11 +53,12 @@ def generate_command(
     json_output
         Print prompt and texts as JSON at the end instead.
     """
-    for name, value in (("--tokens", tokens), ("--num-samples", num_samples)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it has to be 1 or more")
+    if min(tokens, num_samples) < 1:
+        raise InputError(f"--tokens {tokens} --num-samples {num_samples}: both have to be 1 or more")
     model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
     model.to(choose_device(device))
+    if prompt is None:
+        prompt = "\n" if "\n" in getattr(tokenizer, "stoi", "\n") else tokenizer.decode([0])
     ids = tokenizer.encode(prompt)
     if len(ids) == 0:
         raise InputError("--prompt is empty; give at least one character, such as a line break")

@@ -2,6 +2,8 @@
 
 import importlib.util
 import secrets
+import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,7 +34,7 @@ TokenizerName = Literal["char", "bpe", "gpt2"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-console = Console()
+console = Console(soft_wrap=True)  # a path or command that is printed can be copied
 errors = Console(stderr=True)
 
 
@@ -122,13 +124,11 @@ class ModelSettings:
             seed = secrets.randbelow(2**31) if self.random_seed is None else self.random_seed
             drawn = random_architecture(seed, self.context_size)
             console.print(f"random configuration (--random-seed {seed} repeats it): {drawn}", highlight=False)
-        embed_dim = self.embed_dim or drawn.get("embed_dim", 128)
-        num_heads = self.num_heads or drawn.get("num_heads", 4)
+        embed_dim = drawn.get("embed_dim", 128) if self.embed_dim is None else self.embed_dim
+        num_heads = drawn.get("num_heads", 4) if self.num_heads is None else self.num_heads
         if self.random_config:
-            if (self.embed_dim or self.num_heads) and self.ff_hidden_dim is None:
-                drawn["ff_hidden_dim"] = 4 * embed_dim
             switches = {name: drawn[name] for name in ("position", "num_kv_heads", "window")}
-            if num_heads % switches["num_kv_heads"] != 0:
+            if num_heads < 1 or num_heads % switches["num_kv_heads"] != 0:  # heads were given that it doesn't divide
                 switches["num_kv_heads"] = 1
         else:
             switches = variant_switches(self.variant, self.context_size, num_heads)
@@ -141,8 +141,8 @@ class ModelSettings:
             self.context_size,
             embed_dim,
             num_heads,
-            self.ff_hidden_dim or drawn.get("ff_hidden_dim", 4 * embed_dim),
-            self.num_layers or drawn.get("num_layers", 4),
+            drawn.get("ff_hidden_dim", 4 * embed_dim) if self.ff_hidden_dim is None else self.ff_hidden_dim,
+            drawn.get("num_layers", 4) if self.num_layers is None else self.num_layers,
             rope_theta=self.rope_theta,
             tie_embeddings=self.tie_embeddings,
             bias=self.bias,
@@ -180,15 +180,27 @@ class RunSettings:
             file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Named values of a YAML or TOML file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} has to hold settings, one `name: value` a line")
+    return values
+
+
 def data_settings_of(run: Path) -> DataSettings:
     """What a run was trained on."""
+    values = read_settings(run / "config.yaml")
     try:
-        values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         return DataSettings(**{k: values[k] for k in DataSettings.__dataclass_fields__ if k in values})
-    except FileNotFoundError:
-        raise InputError(f"{run} is not a run folder: it has no config.yaml") from None
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{run / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
+    except TypeError as error:
+        raise InputError(f"{run / 'config.yaml'} is damaged: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -262,13 +274,14 @@ def load_attention(spec: str | None) -> Mechanism | None:
     path = Path(file)
     if not file or not path.is_file():
         raise InputError(f"--attention {spec}: there is no file {file or spec!r}; write it as file.py:ClassName")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"attention file {path.resolve()}", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--attention {spec}: {file} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # where Python looks for a class's source
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"--attention {spec}: {file} does not import: {type(error).__name__}: {error}") from None
     found = getattr(module, name, None)
     if not is_mechanism(found):

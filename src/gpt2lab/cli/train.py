@@ -4,13 +4,21 @@ import dataclasses
 import datetime
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from cyclopts import App, ArgumentCollection, Group, Parameter
-from cyclopts.config import Toml, Yaml
+from cyclopts.config import Dict
 
-from gpt2lab.cli.settings import DataSettings, ModelSettings, RunSettings, Text, console, load_attention
+from gpt2lab.cli.settings import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    Text,
+    console,
+    load_attention,
+    read_settings,
+)
 from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer, atomic_write
 from gpt2lab.generation import generate
@@ -53,6 +61,8 @@ def train(
     wandb
         Also report to this Weights & Biases project.
     """
+    if resume is not None and training.out is not None:
+        raise InputError(f"--resume goes on in {resume} itself; leave out --out")
     run = resume or Path(training.out or f"runs/{model.variant}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     training = dataclasses.replace(training, out=run)
     if resume is None and (run / "checkpoints").exists():
@@ -120,10 +130,10 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         if given is None or not given.tokens:
             continue
         path = Path(given.tokens[0].value) / ("config.yaml" if option == "--resume" else "")
-        if not path.is_file():
-            raise InputError(f"{option} {given.tokens[0].value}: there is no file {path}")
-        source: type[Any] = Toml if path.suffix == ".toml" else Yaml
-        source(path, use_commands_as_keys=False)(app, commands, arguments)
+        values = read_settings(path)
+        if option == "--resume":
+            values.pop("attention", None)  # a file that only a run folder names is never executed
+        Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 
 
 def _write_samples(model: GPT2, text: Text, run: Path, step: int) -> None:

@@ -60,7 +60,7 @@ def evaluate(
     Raises:
         InputError: the text is not longer than the context, or the context is beyond the learned positions.
     """
-    T = context_size or model.config.max_seq_len  # noqa: N806
+    T = model.config.max_seq_len if context_size is None else context_size  # noqa: N806
     if model.config.position == "learned" and model.config.max_seq_len < T:
         raise InputError(
             f"a context of {T} needs more than the {model.config.max_seq_len} positions this model learned"

@@ -253,13 +253,18 @@ class GPT2(nn.Module):
                 raise InputError(f"{folder} holds no model: {name} is missing")
         try:
             values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            model = cls.from_config(GPT2Config.from_dict(values), attention=attention)
+            try:
+                config = GPT2Config.from_dict(values)
+            except InputError as error:
+                raise InputError(f"{folder / 'config.json'}: {error}") from None
+            model = cls.from_config(config, attention=attention)
             weights = safetensors.torch.load_file(folder / "model.safetensors")
             model.load_state_dict(weights, assign=True)  # in the precision in which they were saved
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
         except SafetensorError as error:
             raise InputError(f"{folder / 'model.safetensors'} is damaged or cut short: {error}") from None
         except RuntimeError as error:
-            raise InputError(f"the weights in {folder} do not fit its config.json: {error}") from None
+            first = str(error).splitlines()[-1].strip()
+            raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model

@@ -14,6 +14,7 @@ which the best is read off the checkpoints themselves, so no pointer can disagre
 """
 
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -24,21 +25,25 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
+from gpt2lab.training.optimizers import Muon
 
 Which = Literal["best", "last"]
+
+# What each optimiser remembers of a parameter.
+SLOTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}
 
 
 @dataclass(frozen=True)
 class TrainingState:
     """What a checkpoint knows of its run besides the tensors.
 
-    ``validation_loss`` is the model's own, nats per token; None if it was not measured.
+    ``validation_loss`` is an estimate for these very weights, nats per token; None if it was not measured.
     """
 
     step: int
@@ -61,13 +66,13 @@ def save_checkpoint(run: Path, model: GPT2, optimizers: list[Optimizer], state: 
     (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
     for path in (*partial.iterdir(), partial):
         _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)
     partial.rename(final)
     _flush(final.parent)
     kept = {find_checkpoint(run, "last"), find_checkpoint(run, "best")}
-    for old in _checkpoints(run):
+    for old in checkpoints_of(run):
         if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
     return final
 
 
@@ -83,15 +88,26 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
         tensors = safetensors.torch.load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / 'optimizer.safetensors'} is missing or damaged: {error}") from None
-    torch.set_rng_state(tensors.pop("rng/cpu"))
-    cuda_state = tensors.pop("rng/cuda", None)
-    if cuda_state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda_state)
-    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    places = {
+        f"{slot}/{names[parameter]}": (optimizer.state[parameter], slot)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for slot in SLOTS[type(optimizer)]
+    }
+    rng, cuda_rng = tensors.pop("rng/cpu", None), tensors.pop("rng/cuda", None)
+    if rng is None or not set(tensors) <= set(places):
+        raise InputError(
+            f"{folder / 'optimizer.safetensors'} was not written by these optimisers; go on with the --optimizer that "
+            "the run was begun with"
+        )
     for key, tensor in tensors.items():
-        slot, _, name = key.partition("/")
-        owners[parameters[name]].state[parameters[name]][slot] = tensor.to(device)
+        slots, slot = places[key]
+        slots[slot] = tensor.to(device)
+    torch.set_rng_state(rng)
+    if cuda_rng is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda_rng)
     return state
 
 
@@ -121,14 +137,15 @@ def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
         InputError: the run does not exist or has no checkpoint.
     """
     run = Path(run)
-    found = _checkpoints(run)
+    found = checkpoints_of(run)
     if not found:
         wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
         raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
     if which == "last":
         return found[-1]
     losses = {folder: read_state(folder).validation_loss for folder in found}
-    return min(found[::-1], key=lambda folder: float("inf") if losses[folder] is None else losses[folder] or 0.0)
+    measured = {folder: loss for folder, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return min(reversed(measured), key=measured.__getitem__) if measured else found[-1]
 
 
 def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Which = "best") -> tuple[GPT2, Tokenizer]:
@@ -146,8 +163,18 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
     return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
 
 
-def _checkpoints(run: Path) -> list[Path]:
+def checkpoints_of(run: Path) -> list[Path]:
+    """Folders of all complete checkpoints, the latest last."""
     return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint such that a crash on the way leaves it complete or hidden."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.doomed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -3,10 +3,14 @@
 import os
 import shutil
 import time
+from typing import Literal
 
 import torch
 
 from gpt2lab.config import InputError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "yes", "no"]
 
 # Seconds of a run at the machine's peak from which compiling is earned back (docs/recipe.md).
 COMPILE_PAYS_SECONDS = 100.0
@@ -29,7 +33,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device, embed_dim: int) -> torch.dtype:
+def choose_precision(name: Precision, device: torch.device, embed_dim: int) -> torch.dtype:
     """``"auto"``: bfloat16 where the hardware multiplies it faster and the matrices are wide enough to gain by it."""
     if name != "auto":
         return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -44,7 +48,7 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def choose_compile(name: str, device: torch.device, seconds_at_peak: float) -> tuple[bool, str]:
+def choose_compile(name: Compile, device: torch.device, seconds_at_peak: float) -> tuple[bool, str]:
     """Whether to compile the model, and why (not).
 
     Args:

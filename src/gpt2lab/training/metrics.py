@@ -9,6 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gpt2lab.config import InputError
 from gpt2lab.data import atomic_write
 
 Record = dict[str, Any]
@@ -71,6 +72,14 @@ class MetricsFile:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
 
 def read_metrics(path: Path) -> list[Record]:
     """Records of a ``metrics.jsonl``; a line that a crash cut short is left out."""
@@ -87,7 +96,10 @@ def read_metrics(path: Path) -> list[Record]:
 
 def tensorboard_sink(folder: Path) -> Sink:
     """Records as TensorBoard scalars."""
-    from torch.utils.tensorboard import SummaryWriter
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs a package that is not installed; run: pip install tensorboard") from None
 
     writer = SummaryWriter(str(folder))
 
@@ -101,7 +113,10 @@ def tensorboard_sink(folder: Path) -> Sink:
 
 def wandb_sink(project: str, folder: Path, settings: dict[str, Any]) -> Sink:
     """Records as a Weights & Biases run."""
-    import wandb
+    try:
+        import wandb
+    except ImportError:
+        raise InputError("--wandb needs a package that is not installed; run: pip install wandb") from None
 
     run = wandb.init(project=project, dir=str(folder), config=settings)
     return lambda record: run.log(record, step=record["step"])

@@ -76,11 +76,12 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT  # (N, rows, rows)
-    polynomials = []
+    polynomials: list[Tensor] = []
     for _ in range(5):
+        if polynomials:
+            gram = polynomials[-1] @ gram @ polynomials[-1]
         polynomials.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
         polynomials[-1].diagonal(dim1=-2, dim2=-1).add_(a)
-        gram = polynomials[-1] @ gram @ polynomials[-1]
     return reduce(torch.matmul, reversed(polynomials)) @ x
 
 
@@ -113,17 +114,17 @@ def learning_rate_scale(schedule: Schedule, tokens: float, warmup: float, total:
 
     Args:
         schedule: ``"cosine"``, along half a cosine; ``"wsd"`` (warm-up, stable, decay: Hu et al. 2024,
-            arXiv:2404.06395), constant, then straight down over the last half; ``"constant"``.
+            arXiv:2404.06395), constant, then straight down over the last half; ``"constant"``, from the first step.
         tokens: seen, this step's included.
         warmup: tokens over which the rate rises from 0.
         total: tokens at which the decay ends.
         floor: where the decay ends, as a share of the full rate.
     """
+    if schedule == "constant":
+        return 1.0
     if tokens < warmup:
         return tokens / warmup
     progress = min(1.0, (tokens - warmup) / max(1.0, total - warmup))
     if schedule == "cosine":
         return max(floor, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    if schedule == "wsd":
-        return floor + (1.0 - floor) * min(1.0, 2.0 * (1.0 - progress))
-    return 1.0
+    return floor + (1.0 - floor) * min(1.0, 2.0 * (1.0 - progress))

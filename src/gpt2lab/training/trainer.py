@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -19,8 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 from gpt2lab.config import InputError
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.model import GPT2, assert_causal
-from gpt2lab.training.checkpoint import TrainingState, restore_training, save_checkpoint
-from gpt2lab.training.hardware import autocast, choose_compile, choose_device, choose_precision, peak_flops
+from gpt2lab.training.checkpoint import TrainingState, checkpoints_of, restore_training, save_checkpoint
+from gpt2lab.training.hardware import (
+    Compile,
+    Precision,
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    peak_flops,
+)
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Sink
 from gpt2lab.training.optimizers import OptimizerName, Schedule, build_optimizers, learning_rate_scale
 
@@ -40,7 +48,8 @@ class TrainerConfig:
         accumulation_steps: forward passes per optimiser step.
         optimizer: "muon" for the matrices of the blocks (AdamW for the rest), or "adamw".
         learning_rate: the highest.
-        schedule: "wsd" (constant, then straight down over the last half), "cosine", or "constant"; both end at 10 %.
+        schedule: "wsd" (constant, then straight down over the last half) or "cosine", both after a warm-up and to 10 %;
+            or "constant", from the first step.
         warmup_steps: over which the learning rate rises.
         warmup_tokens: the same in tokens; if given, it counts instead of warmup_steps.
         final_tokens: where the schedule ends; None: with the run.
@@ -61,12 +70,12 @@ class TrainerConfig:
 
     max_steps: int | None = None
     max_epochs: float | None = None
-    batch_size: int = 32
+    batch_size: int = 16
     accumulation_steps: int = 1
     optimizer: OptimizerName = "muon"
-    learning_rate: float = 6e-3
+    learning_rate: float = 8e-3
     schedule: Schedule = "wsd"
-    warmup_steps: int = 20
+    warmup_steps: int = 10
     warmup_tokens: float | None = None
     final_tokens: float | None = None
     weight_decay: float = 0.1
@@ -75,8 +84,8 @@ class TrainerConfig:
     eval_every: int = 250
     eval_tokens: int = 32_768
     checkpoint_every: int = 500
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: Literal["auto", "yes", "no"] = "auto"
+    precision: Precision = "auto"
+    compile: Compile = "auto"
     device: str = "auto"
     num_workers: int = 0
     seed: int = 0
@@ -86,19 +95,25 @@ class TrainerConfig:
         counts = {"batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "eval_every": 0, "eval_tokens": 1}
         counts |= {"checkpoint_every": 0, "num_workers": 0} | ({} if self.max_steps is None else {"max_steps": 1})
         for name, least in counts.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it has to be {least} or more")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it has to be a whole number, {least} or more")
         for name in ("learning_rate", "max_epochs"):
             if getattr(self, name) is not None and not (0 < getattr(self, name) < math.inf):
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be positive")
-        for name in ("weight_decay", "grad_norm_clip"):
-            if not (0 <= getattr(self, name) < math.inf):
+        for name in ("weight_decay", "grad_norm_clip", "warmup_tokens", "final_tokens"):
+            if getattr(self, name) is not None and not (0 <= getattr(self, name) < math.inf):
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas is {self.betas}; it has to be two numbers of at least 0 and below 1")
+        choices = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "compile": Compile}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it has to be one of {', '.join(get_args(kind))}")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended: steps done, the last validation loss (nats per token), and the signal that stopped it."""
+    """How a training ended: steps done, the loss on the whole validation data (nats), the signal that stopped it."""
 
     step: int
     validation_loss: float | None
@@ -158,11 +173,20 @@ class Trainer:
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
-        torch.manual_seed(config.seed)
+        assert_causal(model, positions_to_probe(model.config.max_seq_len))
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
         self.state = restore_training(checkpoint, self.model, self.optimizers)
+
+    def describe(self) -> str:
+        """One line on how it trains here."""
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return (
+            f"{self.device}{threads} · {str(self.precision).removeprefix('torch.')} · "
+            f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · "
+            f"{self.model.num_parameters():,} parameters"
+        )
 
     def train(self) -> TrainingResult:
         """Run the remaining steps; the last line on screen says how it went.
@@ -170,44 +194,46 @@ class Trainer:
         The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns.
         """
         model, config, run = self.model, self.config, Path(self.config.out) if self.config.out else None
-        assert_causal(model, positions_to_probe(model.config.max_seq_len))
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        self.console.print(
-            f"{self.device}{threads} · {str(self.precision).removeprefix('torch.')} · "
-            f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · {model.num_parameters():,} parameters",
-            highlight=False,
-        )
+        if self.state.step == 0:
+            if run is not None and checkpoints_of(run):
+                raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
+            torch.manual_seed(config.seed)
+        self.console.print(self.describe(), highlight=False)
         forward = torch.compile(model) if self.compiled else model
         sinks = [*self.sinks]
-        if run is not None:
-            sinks.append(MetricsFile(run / "metrics.jsonl", self.state.step))
         batches = self._batches()
         started = time.perf_counter() - self.state.seconds
         last_time, last_tokens = time.perf_counter(), self.state.tokens
         stop: list[signal.Signals] = []
         losses: list[Tensor] = []
+        exact: float | None = None
         with ExitStack() as stack:
             stack.enter_context(catch_signals(stop))
-            display = stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console))
-            sinks.append(display)
+            if run is not None:
+                sinks.append(stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step)))
+            sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
             model.train()
             while self.state.step < self.steps and not stop:
                 loss, tokens = self._step(forward, batches)
                 losses.append(loss)
                 step = self.state.step + 1
                 done = step == self.steps
-                validation = None
-                if self.test_dataset is not None and (done or (config.eval_every and step % config.eval_every == 0)):
+                due = run is not None and config.checkpoint_every > 0 and step % config.checkpoint_every == 0
+                estimate = None
+                if self.test_dataset is not None and (
+                    done or due or (config.eval_every > 0 and step % config.eval_every == 0)
+                ):
                     paused = time.perf_counter()
-                    validation = self.validation_loss(None if done else config.eval_tokens)
+                    estimate = self.validation_loss(config.eval_tokens)
+                    exact = self.validation_loss() if done else None
                     last_time += time.perf_counter() - paused  # the speed is that of training
                 self.state = TrainingState(
                     step=step,
                     tokens=self.state.tokens + tokens,
                     seconds=time.perf_counter() - started,
-                    validation_loss=validation if validation is not None else self.state.validation_loss,
+                    validation_loss=estimate,
                 )
-                if done or validation is not None or step % 10 == 0 or stop:
+                if done or estimate is not None or step % 10 == 0 or stop:
                     now = time.perf_counter()
                     speed = (self.state.tokens - last_tokens) / (now - last_time)
                     record = {
@@ -219,18 +245,17 @@ class Trainer:
                         "tokens_per_second": speed,
                         "peak_share": 3 * model.flops_per_token() * speed / self.peak,
                     }
-                    if validation is not None:
-                        record["validation_loss"] = validation
-                        record["validation_is_estimate"] = not done
+                    if estimate is not None:
+                        record["validation_loss"] = estimate if exact is None else exact
+                        record["validation_is_estimate"] = exact is None
                     for sink in sinks:
                         sink(record)
                     losses.clear()
                     last_time, last_tokens = time.perf_counter(), self.state.tokens
-                due = config.checkpoint_every and step % config.checkpoint_every == 0
                 if run is not None and (due or done or stop):
                     save_checkpoint(run, model, self.optimizers, self.state)
         model.eval()
-        return TrainingResult(self.state.step, self.state.validation_loss, stop[0] if stop else None)
+        return TrainingResult(self.state.step, exact, stop[0] if stop else None)
 
     def _step(self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch]) -> tuple[Tensor, int]:
         """One update; returns the mean loss (a detached scalar) and the number of tokens read."""
@@ -273,7 +298,12 @@ class Trainer:
         if isinstance(dataset, TokenDataset):
             batches: Iterable[Batch] = dataset.tiles(max_tokens)
         else:
-            batches = DataLoader(dataset, self.config.batch_size, num_workers=self.config.num_workers)
+            batches = DataLoader(
+                dataset,
+                self.config.batch_size,
+                num_workers=self.config.num_workers,
+                generator=torch.Generator(),  # or it would draw from the one that dropout uses
+            )
         training = self.model.training
         self.model.eval()
         total, counted = 0.0, 0
@@ -293,7 +323,9 @@ class Trainer:
         sampler = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
         if isinstance(dataset, TokenDataset):  # gathers a whole batch at once, faster than a worker could send it
             return map(dataset.__getitems__, sampler)
-        return iter(DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers))
+        return iter(
+            DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers, generator=torch.Generator())
+        )
 
 
 def positions_to_probe(length: int, most: int = 64) -> list[int]:
