@@ -164,7 +164,7 @@ def variant_switches(variant: Variant, max_seq_len: int, num_heads: int) -> dict
     up; ``modern`` is RoPE + GQA + SWA. The remaining switches keep GPT-2's defaults.
     """
     quarter = max(2, num_heads // 4)
-    shared = next(k for k in range(min(quarter, num_heads), 0, -1) if num_heads % k == 0)
+    shared = next((k for k in range(min(quarter, num_heads), 0, -1) if num_heads % k == 0), 1)
     rope, gqa, swa = {"position": "rope"}, {"num_kv_heads": shared}, {"window": math.ceil(max_seq_len / 4)}
     switches: dict[Variant, dict[str, Any]] = {
         "original": {},

@@ -209,13 +209,13 @@ def test_going_on_after_a_crash_drops_the_records_after_the_checkpoint_and_ends_
     with pytest.raises(CrashError):
         crashing.train()
     metrics = tmp_path / "parts" / "metrics.jsonl"
-    assert [record["step"] for record in read_metrics(metrics)] == [4, 8]
+    assert [record["step"] for record in read_metrics(metrics)] == [4, 5, 8]
     again = make("parts")
     again.restore(find_checkpoint(tmp_path / "parts", "last"))
     assert again.state.step == 5
     again.train()
     assert_same_weights(again.model, whole.model)
-    assert [record["step"] for record in read_metrics(metrics)] == [4, 8, 10, 12]
+    assert [record["step"] for record in read_metrics(metrics)] == [4, 5, 8, 10, 12]
 
 
 def test_seconds_and_tokens_go_on_where_they_were(make_trainer: MakeTrainer, tmp_path: Path) -> None:

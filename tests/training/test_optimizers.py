@@ -24,8 +24,8 @@ def random_matrix(shape: tuple[int, int], values: Tensor, seed: int) -> tuple[Te
 
 
 def newton_schulz(values: Tensor) -> Tensor:
-    """Where five steps of the quintic bring singular values, number by number."""
-    for _ in range(5):
+    """Where four steps of the quintic bring singular values, number by number."""
+    for _ in range(4):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     return values
 
@@ -98,7 +98,7 @@ def test_muon_agrees_with_torchs_own_within_bfloat16() -> None:
     ours, theirs = ([nn.Parameter(torch.zeros(24, 16)), nn.Parameter(torch.zeros(16, 40))] for _ in range(2))
     optimizers = (
         Muon(ours, lr=0.1, momentum=0.95, weight_decay=0.1),
-        torch.optim.Muon(theirs, lr=0.1, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(theirs, lr=0.1, momentum=0.95, weight_decay=0.1, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
     )
     for step in range(3):
         for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
@@ -171,7 +171,7 @@ def test_the_cosine_schedule_stays_at_its_floor_after_the_end() -> None:
     ("schedule", "expected"),
     [
         ("wsd", {5: 0.5, 10: 1, 30: 1, 60: 1, 85: 0.55, 110: 0.1, 500: 0.1}),
-        ("constant", {5: 0.5, 10: 1, 60: 1, 110: 1, 500: 1}),
+        ("constant", {5: 1, 10: 1, 60: 1, 110: 1, 500: 1}),
         ("cosine", {5: 0.5, 10: 1, 35: 0.5 + math.sqrt(0.125), 60: 0.5, 110: 0.1}),
     ],
 )
