@@ -81,7 +81,7 @@ class ModelSettings:
         embed_dim: width; default 128.
         num_heads: query heads; default 4.
         ff_hidden_dim: width of the feed-forward network; default 4 · embed_dim.
-        num_layers: blocks; default 4.
+        num_layers: blocks; default 3.
         position: how order is told: "learned", "rope", "none".
         rope_theta: base of the rotary frequencies.
         num_kv_heads: key/value heads, shared by groups of query heads; 1 is multi-query.
@@ -142,7 +142,7 @@ class ModelSettings:
             embed_dim,
             num_heads,
             drawn.get("ff_hidden_dim", 4 * embed_dim) if self.ff_hidden_dim is None else self.ff_hidden_dim,
-            drawn.get("num_layers", 4) if self.num_layers is None else self.num_layers,
+            drawn.get("num_layers", 3) if self.num_layers is None else self.num_layers,
             rope_theta=self.rope_theta,
             tie_embeddings=self.tie_embeddings,
             bias=self.bias,

@@ -79,7 +79,7 @@ class TrainerConfig:
     warmup_tokens: float | None = None
     final_tokens: float | None = None
     weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (0.8, 0.95)
     grad_norm_clip: float = 1.0
     eval_every: int = 250
     eval_tokens: int = 32_768
