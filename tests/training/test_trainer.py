@@ -97,6 +97,7 @@ def test_a_training_is_this_plain_loop(
         learning_rate=rate,
         weight_decay=decay,
         optimizer="adamw",
+        betas=(0.9, 0.95),
         schedule=schedule,
         grad_norm_clip=clip,
         seed=5,
