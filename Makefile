@@ -34,4 +34,4 @@ types: .venv/installed-test
 	touch $@
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv dist build

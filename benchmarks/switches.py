@@ -44,7 +44,9 @@ def main() -> None:
     for seed in range(1, options.seeds + 1):
         for variant in VARIANTS:
             config = GPT2Config(text.tokenizer.vocab_size, T, 128, 4, 512, 3, **variant_switches(variant, T, 4))
-            training = TrainerConfig(max_steps=options.steps, seed=seed, compile="no", precision="float32")
+            training = TrainerConfig(
+                max_steps=options.steps, seed=seed, compile="no", precision="float32", device="cpu"
+            )
             model = GPT2.from_config(config, seed=seed)
             trainers[variant] = Trainer(model, train, None, training, console=Console(quiet=True))
             trainers[variant].train()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 TARGET = 1.88
 SPLIT = ["--validation-fraction", "0.1", "--test-fraction", "0", "--eval-every", "0", "--checkpoint-every", "0"]
+SPLIT += ["--device", "cpu"]
 BASELINE = (
     "--variant original --context-size 64 --num-layers 4 --num-heads 4 --embed-dim 128 --batch-size 12"
     " --max-steps 2000 --optimizer adamw --learning-rate 1e-3 --betas 0.9 0.99 --weight-decay 0.1 --schedule cosine"

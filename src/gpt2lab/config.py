@@ -179,28 +179,33 @@ def variant_switches(variant: Variant, max_seq_len: int, num_heads: int) -> dict
     return switches[variant]
 
 
-def random_architecture(seed: int, max_seq_len: int) -> dict[str, Any]:
-    """Draw a valid architecture and its switches; a pure function of the arguments.
+def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, Any]:
+    """Draw a valid architecture and its switches around those that are given; a pure function of the arguments.
 
     The space: head_dim 16, 32 or 64; 2, 4 or 8 heads; 2 to 6 layers, with embed_dim at most 256; feed-forward 2, 3 or
     4 times as wide; positions learned, RoPE or none; any number of key/value heads that divides the heads; no
     window, one of a sixteenth to a half of the context, or that window in all layers but every second one.
     Each choice is uniform over what remains valid.
     """
+    if seed < 0:
+        raise InputError(f"the seed of a random architecture is {seed}; it has to be 0 or more")
     rng = np.random.default_rng(seed)
 
     def draw(options: list[Any]) -> Any:
         return options[int(rng.integers(len(options)))]
 
-    num_heads = draw([2, 4, 8])
-    head_dim = draw([dim for dim in (16, 32, 64) if dim * num_heads <= 256])
+    width = given.get("embed_dim", 0)
+    num_heads = given.get("num_heads") or draw([heads for heads in (2, 4, 8) if width % heads == 0] or [1])
+    width = width or num_heads * draw([dim for dim in (16, 32, 64) if dim * num_heads <= 256] or [16])
+    positions = ["learned", "rope", "none"] if width % (2 * num_heads) == 0 else ["learned", "none"]
     window = draw([None, *sorted({math.ceil(max_seq_len / part) for part in (16, 8, 4, 2)})])
-    return {
-        "embed_dim": num_heads * head_dim,
+    drawn = {
+        "embed_dim": width,
         "num_heads": num_heads,
         "num_layers": draw([2, 3, 4, 5, 6]),
-        "ff_hidden_dim": num_heads * head_dim * draw([2, 3, 4]),
-        "position": draw(["learned", "rope", "none"]),
-        "num_kv_heads": draw([k for k in (1, 2, 4, 8) if num_heads % k == 0]),
+        "ff_hidden_dim": width * draw([2, 3, 4]),
+        "position": draw(positions),
+        "num_kv_heads": draw([k for k in range(1, num_heads + 1) if num_heads % k == 0]),
         "window": draw([window, (window, None)]) if window else None,
     }
+    return drawn | given

@@ -7,7 +7,7 @@ from gpt2lab.cli.generate import generate_command
 from gpt2lab.cli.settings import console, errors
 from gpt2lab.config import Variant
 from gpt2lab.training import find_checkpoint
-from gpt2lab.training.checkpoint import read_state
+from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from gpt2lab.training.metrics import plot_losses, read_metrics
 
 VARIANTS: tuple[Variant, ...] = ("modern", "original")
@@ -30,11 +30,11 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 1600) -> int:
     for variant in VARIANTS:
         run = out / variant
         console.rule(f"training {variant}")
-        if (run / "checkpoints").is_dir() and read_state(find_checkpoint(run, "last")).step >= max_steps:
+        begun = bool(checkpoints_of(run))
+        if begun and read_state(find_checkpoint(run, "last")).step >= max_steps:
             console.print(f"{run} is trained already")
             continue
-        going_on = (run / "checkpoints").is_dir()
-        where = ["--resume", str(run)] if going_on else ["--variant", variant, "--out", str(run)]
+        where = ["--resume", str(run)] if begun else ["--variant", variant, "--out", str(run)]
         status = main(["train", *where, "--max-steps", str(max_steps)])
         if status != 0:
             errors.print(f"the demo goes on from there with: gpt2lab demo --out {out} (or make demo)", highlight=False)

@@ -1,6 +1,7 @@
 """The settings that commands share, what they stand for, and how they are kept in a run folder."""
 
 import importlib.util
+import os
 import secrets
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from cyclopts import Group, Parameter, Token
 from rich.console import Console
+from rich.progress import Progress
 
 from gpt2lab.config import GPT2Config, InputError, Variant, Window, random_architecture, variant_switches
 from gpt2lab.data import (
@@ -119,37 +121,31 @@ class ModelSettings:
         """The configuration that these settings ask for."""
         if self.context_size < 1:
             raise InputError(f"context_size is {self.context_size}; it has to be 1 or more")
-        drawn: dict[str, Any] = {}
+        names = ("embed_dim", "num_heads", "ff_hidden_dim", "num_layers", "position", "num_kv_heads")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in given.keys() - {"position"}:
+            if given[name] < 1:
+                raise InputError(f"{name} is {given[name]}; it has to be 1 or more")
+        if self.window is not None:
+            given["window"] = parse_window(self.window)
         if self.random_config:
             seed = secrets.randbelow(2**31) if self.random_seed is None else self.random_seed
-            drawn = random_architecture(seed, self.context_size)
-            console.print(f"random configuration (--random-seed {seed} repeats it): {drawn}", highlight=False)
-        embed_dim = drawn.get("embed_dim", 128) if self.embed_dim is None else self.embed_dim
-        num_heads = drawn.get("num_heads", 4) if self.num_heads is None else self.num_heads
-        if self.random_config:
-            switches = {name: drawn[name] for name in ("position", "num_kv_heads", "window")}
-            if num_heads < 1 or num_heads % switches["num_kv_heads"] != 0:  # heads were given that it doesn't divide
-                switches["num_kv_heads"] = 1
+            shape = random_architecture(seed, self.context_size, **given)
+            console.print(f"random configuration (--random-seed {seed} repeats it): {shape}", highlight=False)
         else:
-            switches = variant_switches(self.variant, self.context_size, num_heads)
-        given = {"position": self.position, "num_kv_heads": self.num_kv_heads}
-        switches |= {name: value for name, value in given.items() if value is not None}
-        if self.window is not None:
-            switches["window"] = parse_window(self.window)
+            sizes = {"embed_dim": 128, "num_heads": 4, "num_layers": 3} | given
+            switches = variant_switches(self.variant, self.context_size, sizes["num_heads"])
+            shape = {"ff_hidden_dim": 4 * sizes["embed_dim"]} | switches | sizes
         return GPT2Config(
             vocab_size,
             self.context_size,
-            embed_dim,
-            num_heads,
-            drawn.get("ff_hidden_dim", 4 * embed_dim) if self.ff_hidden_dim is None else self.ff_hidden_dim,
-            drawn.get("num_layers", 3) if self.num_layers is None else self.num_layers,
             rope_theta=self.rope_theta,
             tie_embeddings=self.tie_embeddings,
             bias=self.bias,
             dropout=self.dropout,
             layer_norm_epsilon=self.layer_norm_epsilon,
             activation=self.activation,
-            **switches,
+            **shape,
         )
 
     @classmethod
@@ -174,6 +170,8 @@ class RunSettings:
     def save(self, run: Path) -> None:
         """Write ``config.yaml``: ``gpt2lab train --config …/config.yaml`` repeats the run."""
         values = asdict(self.data) | asdict(self.model) | asdict(self.training)
+        if values["text"] is not None:  # so that the run can be measured from any folder
+            values["text"] = os.path.abspath(values["text"])  # noqa: PTH100 (a glob is no path)
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None and k != "out"}
         run.mkdir(parents=True, exist_ok=True)
         with atomic_write(run / "config.yaml") as file:
@@ -191,6 +189,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} has to hold settings, one `name: value` a line")
+    if isinstance(values.get("compile"), bool):  # YAML reads a bare yes or no so
+        values["compile"] = "yes" if values["compile"] else "no"
+    if isinstance(values.get("window"), list):
+        values["window"] = ",".join("full" if w is None else str(w) for w in values["window"])
     return values
 
 
@@ -229,7 +231,11 @@ class Text:
     def tokens(self, part: Split) -> Tokens:
         """Ids of a part."""
         start, stop = self.parts[part]
-        return encode_corpus(self.corpus, self.tokenizer, start, stop)
+        with Progress(transient=True, console=errors, disable=not errors.is_terminal) as progress:
+            task = progress.add_task(f"encoding the {part} part", total=stop - start)
+            return encode_corpus(
+                self.corpus, self.tokenizer, start, stop, lambda done: progress.update(task, completed=done)
+            )
 
     def dataset(self, part: Split, context_size: int) -> TokenDataset:
         """Windows of a part."""

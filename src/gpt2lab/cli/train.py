@@ -23,8 +23,9 @@ from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer, atomic_write
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
-from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
-from gpt2lab.training.metrics import Sink, plot_losses, read_metrics, tensorboard_sink, wandb_sink
+from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, find_checkpoint, load
+from gpt2lab.training.checkpoint import checkpoints_of
+from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
@@ -63,9 +64,10 @@ def train(
     """
     if resume is not None and training.out is not None:
         raise InputError(f"--resume goes on in {resume} itself; leave out --out")
-    run = resume or Path(training.out or f"runs/{model.variant}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    kind = "random" if model.random_config else model.variant
+    run = resume or Path(training.out or f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
     training = dataclasses.replace(training, out=run)
-    if resume is None and (run / "checkpoints").exists():
+    if resume is None and checkpoints_of(run):
         raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
 
     attention = load_attention(model.attention)
@@ -75,52 +77,62 @@ def train(
         start, tokenizer = load(run, attention=attention, checkpoint="last")
     elif init_from is not None:
         start, tokenizer = load(init_from, attention=attention)
-        if model != (unchanged := ModelSettings(attention=model.attention)):
-            changed = [
-                f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(unchanged, f.name)
-            ]
-            raise InputError(f"--init-from keeps the model as it is; leave out {', '.join(changed)}")
+        _refuse_changes("--init-from", model, ModelSettings(attention=model.attention))
     with console.status("reading the text"):
         text = Text.open(data, tokenizer)
     console.print(text.describe(), highlight=False)
     settings = start.config if start is not None else model.config(text.tokenizer.vocab_size)
     network = start or GPT2.from_config(settings, attention=attention, seed=training.seed)
     if model.random_config and training.max_steps is None and training.max_epochs is None:
-        per_step = 3 * network.flops_per_token() * settings.max_seq_len * training.batch_size
+        windows = training.batch_size * training.accumulation_steps
+        per_step = 3 * network.flops_per_token() * settings.max_seq_len * windows
         training.max_steps = max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
     train_dataset = text.dataset("train", settings.max_seq_len)
     validation = text.dataset("validation", settings.max_seq_len) if data.validation_fraction > 0 else None
 
-    model = ModelSettings.describing(settings, model.attention)
-    sinks: list[Sink] = [tensorboard_sink(run)] if tensorboard else []
-    if wandb is not None:
-        sinks.append(wandb_sink(wandb, run, dataclasses.asdict(model) | dataclasses.asdict(training)))
-    trainer = Trainer(network, train_dataset, validation, training, sinks, console)
+    described = ModelSettings.describing(settings, model.attention)
+    trainer = Trainer(network, train_dataset, validation, training, console=console)
     if resume is not None:
+        _refuse_changes("--resume", model, described)
         trainer.restore(find_checkpoint(run, "last"))
-        if trainer.state.step >= trainer.steps:
-            raise InputError(
-                f"{run} is finished ({trainer.state.step} steps); --max-steps with a larger number goes on"
-            )
+        if (step := trainer.state.step) >= trainer.steps:
+            raise InputError(f"{run} is finished ({step} steps); --max-steps with a larger number goes on")
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
     training.compile = "yes" if trainer.compiled else "no"
-    RunSettings(data, model, training).save(run)
+    RunSettings(data, described, training).save(run)
     text.tokenizer.save(run / "tokenizer.json")
+    if tensorboard:
+        trainer.sinks.append(tensorboard_sink(run))
+    if wandb is not None:
+        trainer.sinks.append(wandb_sink(wandb, run, dataclasses.asdict(described) | dataclasses.asdict(training)))
     result = trainer.train()
 
     plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+    if result.stopped_by is None:
+        _write_samples(network, int(train_dataset.tokens[0]), text.tokenizer, run, result.step)
+    return _tell(run, result, trainer.state.seconds)
+
+
+def _tell(run: Path, result: TrainingResult, seconds: float) -> int:
+    """The last lines on screen, and the exit code."""
     if result.stopped_by is not None:
-        console.print(
-            f"stopped at step {result.step}, saved; go on with: gpt2lab train --resume {run}", highlight=False
+        saved = (
+            f"saved; go on with: gpt2lab train --resume {run}" if result.step else "before there was anything to save"
         )
+        console.print(f"stopped at step {result.step}, {saved}", highlight=False)
         return 128 + result.stopped_by
-    _write_samples(network, text, run, result.step)
     loss = "" if result.validation_loss is None else f" · validation loss {result.validation_loss:.4f} nats/token"
-    console.print(f"done: {result.step} steps in {trainer.state.seconds:.0f} s{loss}", highlight=False)
+    console.print(f"done: {result.step} steps in {seconds:.0f} s{loss}", highlight=False)
     console.print(f"  run folder  {run}\n  loss curve  {run / 'loss.svg'}\n  samples     {run / 'samples.txt'}")
     console.print(f"next: gpt2lab evaluate {run} · gpt2lab generate {run}", highlight=False)
     return 0
+
+
+def _refuse_changes(option: str, model: ModelSettings, expected: ModelSettings) -> None:
+    changed = [f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(expected, f.name)]
+    if changed:
+        raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
 
 
 def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -136,9 +148,9 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 
 
-def _write_samples(model: GPT2, text: Text, run: Path, step: int) -> None:
-    first = torch.tensor([[int(text.tokens("train")[0])]], device=model.final_norm.weight.device)
+def _write_samples(model: GPT2, first_token: int, tokenizer: Tokenizer, run: Path, step: int) -> None:
+    first = torch.tensor([[first_token]])
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
         ids = generate(model, first, 500, temperature=0.8, seed=0)
     with atomic_write(run / "samples.txt") as file:
-        file.write(f"step {step}, temperature 0.8:\n{text.tokenizer.decode(ids[0].tolist())}\n".encode())
+        file.write(f"step {step}, temperature 0.8:\n{tokenizer.decode(ids[0].tolist())}\n".encode())

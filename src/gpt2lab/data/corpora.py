@@ -4,10 +4,10 @@ import codecs
 import contextlib
 import glob
 import hashlib
+import http.client
 import importlib.metadata
 import os
 import re
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -231,7 +231,7 @@ def _tinyshakespeare() -> Path:
     try:
         with urllib.request.urlopen(TINYSHAKESPEARE_URL, timeout=20) as response:
             content = response.read()
-    except OSError as error:  # URLError, time-outs and lost connections
+    except (OSError, http.client.HTTPException) as error:  # URLError, time-outs and lost connections
         raise InputError(
             f"tinyshakespeare cannot be downloaded from {TINYSHAKESPEARE_URL} ({error}); "
             "pass a local copy with --text, or use --corpus shakespeare, which needs no network"

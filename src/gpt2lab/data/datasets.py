@@ -109,7 +109,7 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return stretches[:, :-1].contiguous(), stretches[:, 1:].contiguous()
 
     def tiles(
-        self, max_tokens: int | None = None, batch_tokens: int = 8192
+        self, max_tokens: int | None = None, batch_tokens: int | None = None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The whole text for measuring, in batches (B, T) in which every token but the first is a target once.
 
@@ -118,7 +118,8 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
         Args:
             max_tokens: None: everything; else evenly spread windows with about so many tokens, for an estimate.
-            batch_tokens: how many tokens a batch has at most (but at least one window).
+            batch_tokens: how many tokens a batch has at most (but at least one window); None: 8,192, or fewer if the
+                vocabulary is so large that their logits would fill the memory.
         """
         T = self.context_size  # noqa: N806
         starts = np.arange(0, len(self) + T - 1, T)
@@ -126,7 +127,7 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         seen = np.diff(starts, prepend=-T)  # how many targets are new: T, but for the last window
         every = 1 if max_tokens is None else max(1, len(starts) * T // max_tokens)
         starts, seen = starts[::every], seen[::every]
-        size = max(1, batch_tokens // T)
+        size = max(1, (batch_tokens or min(8192, 2**26 // self.vocab_size)) // T)
         for first in range(0, len(starts), size):
             x, y = self.__getitems__(starts[first : first + size].tolist())
             counted = torch.arange(T) >= T - torch.from_numpy(seen[first : first + size])[:, None]

@@ -75,7 +75,7 @@ def evaluate(
         logits = model(x.to(device))  # (B, T, V)
         losses = F.cross_entropy(logits.float().transpose(1, 2), y.to(device), reduction="none")  # 0 where not counted
         counted = y >= 0
-        nats += losses.double().sum(0).cpu()
+        nats += losses.cpu().double().sum(0)
         counts += counted.sum(0)
         correct += int((logits.argmax(-1).cpu() == y).sum())
         targets: npt.NDArray[np.int64] = y[counted].numpy()

@@ -37,7 +37,7 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
     if ids.dim() != 2:
         raise InputError(f"ids has the shape {tuple(ids.shape)}; it has to be (B, T), so ids[None] for one prompt")
     new = list(stream(model, list(ids), num_tokens, Sampling(**sampling)))
-    return torch.cat((ids, torch.stack(new, dim=1)), dim=1) if new else ids
+    return torch.cat((ids, torch.stack(new, dim=1).to(ids.device)), dim=1) if new else ids
 
 
 @torch.inference_mode()

@@ -39,6 +39,7 @@ class Sampling:
             (self.top_k is None or self.top_k >= 1, "top_k", "1 or more"),
             (self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
+            (0 <= self.seed < 2**62, "seed", "0 or more and below 2^62"),
             (self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 changes nothing)"),
         )
         for valid, name, meaning in checks:
@@ -59,7 +60,8 @@ class Sampling:
         Returns:
             (B, V) float64; with temperature 0 the likeliest token has probability 1.
         """
-        logits = logits.double()
+        logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
+        seen = seen if seen is None else seen.to(logits.device)
         if self.repetition_penalty != 1 and seen is not None:
             penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
             logits = torch.where(seen, penalised, logits)
@@ -85,9 +87,11 @@ class Sampling:
         if self.temperature == 0 and self.repetition_penalty == 1:
             return logits.argmax(1)
         cumulative = self.probabilities(logits, seen).cumsum(1)
+        if not cumulative.isfinite().all():
+            raise InputError("the model's logits are not finite; its training diverged, so train it anew")
         noise = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # in [0, 1)
         threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+        return torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(logits.device)
 
 
 def top_k_logits(logits: Tensor, k: int) -> Tensor:

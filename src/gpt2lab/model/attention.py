@@ -123,7 +123,8 @@ class MultiHeadAttention(nn.Module):
             if wanted not in (default, value):
                 raise InputError(
                     f"{type(self.mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was "
-                    "asked for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both)"
+                    "asked for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both), or turn "
+                    "the switch off (--variant original turns off all)"
                 )
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,

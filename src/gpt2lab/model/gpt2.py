@@ -93,7 +93,8 @@ class GPT2(nn.Module):
         if config.attention is not None and attention is not None and config.attention != describe_mechanism(attention):
             raise InputError(
                 f"this model was made with the attention {config.attention}, and {describe_mechanism(attention)} was "
-                "given; its source differs, so the weights may mean something else"
+                "given; its source differs, so the weights may mean something else (what it was made with lies beside "
+                "them, in attention.py)"
             )
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "attention"}
         return cls(**values, attention=attention, seed=seed)
@@ -136,7 +137,7 @@ class GPT2(nn.Module):
             attention=self.mechanism_class,
             seed=self.seed,
         ).to(self.embeddings.token.weight.device, self.embeddings.token.weight.dtype)
-        self.config = fresh.config
+        self.config = self.embeddings.config = fresh.config
         self.embeddings.token = fresh.embeddings.token
         if not self.config.tie_embeddings:
             self.lm_head = fresh.lm_head

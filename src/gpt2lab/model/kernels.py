@@ -81,7 +81,7 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     K = k.shape[1]
     if Tq == 1 and K != H:
         # One new token: the group becomes the query rows, (B, K, H/K, D) against (B, K, Tk, D), and no key is copied.
-        rows = mask.expand(-1, H, -1, -1).reshape(-1, K, H // K, mask.shape[-1]) if mask.shape[1] == H else mask
+        rows = mask.reshape(-1, K, H // K, mask.shape[-1]) if mask.shape[1] == H else mask
         return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=rows).reshape(B, H, 1, D)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=K != H)
 

@@ -57,7 +57,8 @@ def save_checkpoint(run: Path, model: GPT2, optimizers: list[Optimizer], state: 
     final = run / "checkpoints" / f"step-{state.step:08d}"
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for remains in final.parent.glob(".step-*"):  # of a crash
+        shutil.rmtree(remains, ignore_errors=True)
     model.save(partial)
     tensors = optimizer_tensors(model, optimizers) | {"rng/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -172,7 +173,6 @@ def _remove(folder: Path) -> None:
     """Delete a checkpoint such that a crash on the way leaves it complete or hidden."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name}.doomed")
-        shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sysconfig
 import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,7 +14,8 @@ from gpt2lab.config import InputError
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 
-# Seconds of a run at the machine's peak from which compiling is earned back (docs/recipe.md).
+# Seconds of a run at a GPU's peak from which compiling is earned back. On CPUs it gains nothing that we could measure
+# (docs/recipe.md), so there it is only done when asked for.
 COMPILE_PAYS_SECONDS = 100.0
 
 
@@ -52,23 +55,26 @@ def choose_compile(name: Compile, device: torch.device, seconds_at_peak: float) 
     """Whether to compile the model, and why (not).
 
     Args:
-        name: "yes", "no", or "auto": if the run is long enough to earn back the compile time.
+        name: "yes", "no", or "auto": on CUDA, if the run is long enough to earn back the compile time.
         device: where it runs.
         seconds_at_peak: the run's matrix products divided by the machine's peak.
     """
     if name == "no":
         return False, "as asked"
+    if name == "auto" and device.type != "cuda":
+        return False, f"on {device.type} it rarely pays; --compile yes tries"
     if name == "auto" and seconds_at_peak < COMPILE_PAYS_SECONDS:
         return False, "too short a run to earn it back"
     if not compiler_available(device):
-        return False, "there is no compiler; a C++ one, such as g++, would make long runs faster"
+        return False, "no compiler is there: g++ and Python's headers on a CPU, Triton on CUDA"
     return True, "as asked" if name == "yes" else "a long run"
 
 
 def compiler_available(device: torch.device) -> bool:
     """Whether torch.compile can build kernels for the device."""
     if device.type == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl"))
+        header = Path(sysconfig.get_path("include")) / "Python.h"
+        return shutil.which(os.environ.get("CXX", "g++")) is not None and header.exists()
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

@@ -17,7 +17,7 @@ Sink = Callable[[Record], None]
 
 
 class ProgressDisplay:
-    """One live line in a terminal; elsewhere a plain line at every validation."""
+    """One live line in a terminal, and a plain one at every validation; elsewhere also every tenth of the run."""
 
     def __init__(self, total_steps: int, done_steps: int, console: Console) -> None:
         self.console = console
@@ -53,7 +53,9 @@ class ProgressDisplay:
             f" · {record['peak_share']:.0%} of peak"
         )
         self.progress.update(self.task, completed=record["step"], description=line)
-        if "validation_loss" in record:
+        tenth = max(10, self.total_steps // 100 * 10)  # records come every 10 steps
+        milestone = not self.console.is_terminal and record["step"] % tenth == 0
+        if "validation_loss" in record or milestone or record["step"] == self.total_steps:
             self.console.print(f"step {record['step']:>6}/{self.total_steps} · {line}", highlight=False)
 
 

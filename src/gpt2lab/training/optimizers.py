@@ -41,10 +41,10 @@ class Muon(Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             gradients = [parameter.grad for parameter in parameters]
-            momenta = [
-                self.state[p].setdefault("momentum", torch.zeros_like(p, memory_format=torch.preserve_format))
-                for p in parameters
-            ]
+            for parameter in parameters:
+                if "momentum" not in self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

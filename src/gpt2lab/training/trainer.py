@@ -29,7 +29,7 @@ from gpt2lab.training.hardware import (
     choose_precision,
     peak_flops,
 )
-from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Sink
+from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import OptimizerName, Schedule, build_optimizers, learning_rate_scale
 
 Batch = tuple[Tensor, Tensor]
@@ -56,12 +56,12 @@ class TrainerConfig:
         weight_decay: of matrices only.
         betas: of AdamW.
         grad_norm_clip: longest gradient, all parameters together; 0: any.
-        eval_every: steps between estimates of the validation loss; 0: only at the end.
+        eval_every: steps between estimates of the validation loss; 0: only with checkpoints and at the end.
         eval_tokens: how many tokens of the validation data such an estimate reads (always the same ones); the last one
             of a run reads all.
         checkpoint_every: steps between checkpoints.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it faster.
-        compile: "auto": when the run is long enough to earn back the compile time.
+        compile: "yes", "no", or "auto": on CUDA, when the run is long enough to earn back the compile time.
         device: "auto", "cpu", "cuda", "mps".
         num_workers: processes that load a data set which is not ours.
         seed: of the order of the data and of dropout.
@@ -92,6 +92,8 @@ class TrainerConfig:
     out: str | Path | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**62:
+            raise InputError(f"seed is {self.seed}; it has to be 0 or more and below 2^62")
         counts = {"batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "eval_every": 0, "eval_tokens": 1}
         counts |= {"checkpoint_every": 0, "num_workers": 0} | ({} if self.max_steps is None else {"max_steps": 1})
         for name, least in counts.items():
@@ -189,7 +191,7 @@ class Trainer:
         )
 
     def train(self) -> TrainingResult:
-        """Run the remaining steps; the last line on screen says how it went.
+        """Run the remaining steps.
 
         The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns.
         """
@@ -207,6 +209,7 @@ class Trainer:
         stop: list[signal.Signals] = []
         losses: list[Tensor] = []
         exact: float | None = None
+        saved = self.state.step
         with ExitStack() as stack:
             stack.enter_context(catch_signals(stop))
             if run is not None:
@@ -218,11 +221,9 @@ class Trainer:
                 losses.append(loss)
                 step = self.state.step + 1
                 done = step == self.steps
-                due = run is not None and config.checkpoint_every > 0 and step % config.checkpoint_every == 0
+                due = run is not None and (done or at(config.checkpoint_every, step))
                 estimate = None
-                if self.test_dataset is not None and (
-                    done or due or (config.eval_every > 0 and step % config.eval_every == 0)
-                ):
+                if self.test_dataset is not None and (done or due or at(config.eval_every, step)):
                     paused = time.perf_counter()
                     estimate = self.validation_loss(config.eval_tokens)
                     exact = self.validation_loss() if done else None
@@ -234,28 +235,40 @@ class Trainer:
                     validation_loss=estimate,
                 )
                 if done or estimate is not None or step % 10 == 0 or stop:
-                    now = time.perf_counter()
-                    speed = (self.state.tokens - last_tokens) / (now - last_time)
-                    record = {
-                        "step": step,
-                        "tokens": self.state.tokens,
-                        "seconds": round(self.state.seconds, 3),
-                        "loss": torch.stack(losses).mean().item(),
-                        "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-                        "tokens_per_second": speed,
-                        "peak_share": 3 * model.flops_per_token() * speed / self.peak,
-                    }
-                    if estimate is not None:
-                        record["validation_loss"] = estimate if exact is None else exact
-                        record["validation_is_estimate"] = exact is None
+                    mean = torch.stack(losses).mean().item()
+                    speed = (self.state.tokens - last_tokens) / (time.perf_counter() - last_time)
+                    record = self._record(mean, speed, estimate, exact)
                     for sink in sinks:
                         sink(record)
+                    if not math.isfinite(mean):
+                        raise InputError(
+                            f"training diverged: the loss is {mean} at step {step}; lower the learning rate"
+                        )
                     losses.clear()
                     last_time, last_tokens = time.perf_counter(), self.state.tokens
-                if run is not None and (due or done or stop):
+                if run is not None and (due or stop):
                     save_checkpoint(run, model, self.optimizers, self.state)
+                    saved = step
+            if run is not None and saved < self.state.step:  # stopped after the last look at the signals
+                save_checkpoint(run, model, self.optimizers, self.state)
         model.eval()
         return TrainingResult(self.state.step, exact, stop[0] if stop else None)
+
+    def _record(self, loss: float, speed: float, estimate: float | None, exact: float | None) -> Record:
+        """What is told of a step: loss in nats per token, speed in tokens per second, validation if measured."""
+        record: Record = {
+            "step": self.state.step,
+            "tokens": self.state.tokens,
+            "seconds": round(self.state.seconds, 3),
+            "loss": loss,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "tokens_per_second": speed,
+            "peak_share": 3 * self.model.flops_per_token() * speed / self.peak,
+        }
+        if estimate is not None:
+            record["validation_loss"] = estimate if exact is None else exact
+            record["validation_is_estimate"] = exact is None
+        return record
 
     def _step(self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch]) -> tuple[Tensor, int]:
         """One update; returns the mean loss (a detached scalar) and the number of tokens read."""
@@ -290,7 +303,8 @@ class Trainer:
         """Mean loss over the test data, each token predicted once, nats.
 
         Args:
-            max_tokens: None: the whole data, else an estimate from that many tokens, spread evenly.
+            max_tokens: None: the whole data, else an estimate from that many tokens, spread evenly (but always the
+                whole of a data set that is not a TokenDataset).
         """
         dataset = self.test_dataset
         if dataset is None:
@@ -326,6 +340,11 @@ class Trainer:
         return iter(
             DataLoader(dataset, batch_sampler=sampler, num_workers=config.num_workers, generator=torch.Generator())
         )
+
+
+def at(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens at this one."""
+    return every > 0 and step % every == 0
 
 
 def positions_to_probe(length: int, most: int = 64) -> list[int]:
