@@ -81,7 +81,7 @@ class GPT2Config:
                 f"{name} is {getattr(self, name)!r}; it has to be a whole number, 1 or more",
             )
         _require(
-            self.vocab_size == 0 or _is_count(self.vocab_size),
+            _is_count(self.vocab_size) or (type(self.vocab_size) is int and self.vocab_size == 0),
             f"vocab_size is {self.vocab_size!r}; it has to be 1 or more",
         )
         divisors = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
@@ -94,6 +94,10 @@ class GPT2Config:
             self.num_kv_heads is None or (_is_count(self.num_kv_heads) and self.num_heads % self.num_kv_heads == 0),
             f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; each key/value head "
             "serves an equal group of query heads",
+        )
+        _require(
+            self.attention is None or isinstance(self.attention, str),
+            f"attention is {self.attention!r}; in a configuration it is the name and hash of a class, or None",
         )
         windows = self.window if isinstance(self.window, tuple) else (self.window,)
         _require(

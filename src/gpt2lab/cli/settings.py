@@ -123,7 +123,7 @@ class ModelSettings:
             raise InputError(f"context_size is {self.context_size}; it has to be 1 or more")
         names = ("embed_dim", "num_heads", "ff_hidden_dim", "num_layers", "position", "num_kv_heads")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        for name in given.keys() - {"position"}:
+        for name in given.keys() - {"position", "num_kv_heads"}:
             if given[name] < 1:
                 raise InputError(f"{name} is {given[name]}; it has to be 1 or more")
         if self.window is not None:

@@ -97,15 +97,15 @@ def train(
         trainer.restore(find_checkpoint(run, "last"))
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is finished ({step} steps); --max-steps with a larger number goes on")
+    if tensorboard:
+        trainer.sinks.append(tensorboard_sink(run))
+    if wandb is not None:
+        trainer.sinks.append(wandb_sink(wandb, run, dataclasses.asdict(described) | dataclasses.asdict(training)))
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
     training.compile = "yes" if trainer.compiled else "no"
     RunSettings(data, described, training).save(run)
     text.tokenizer.save(run / "tokenizer.json")
-    if tensorboard:
-        trainer.sinks.append(tensorboard_sink(run))
-    if wandb is not None:
-        trainer.sinks.append(wandb_sink(wandb, run, dataclasses.asdict(described) | dataclasses.asdict(training)))
     result = trainer.train()
 
     plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")

@@ -58,9 +58,9 @@ def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: i
     probe = copy.deepcopy(model).eval()
     device = next(probe.parameters()).device
     vocab_size, length = min(model.config.vocab_size, 256), model.config.max_seq_len
-    probe.embeddings.token = nn.Embedding(vocab_size, model.config.embed_dim)
+    probe.embeddings.token.weight = nn.Parameter(torch.empty(vocab_size, model.config.embed_dim))
     if not model.config.tie_embeddings:
-        probe.lm_head = nn.Linear(model.config.embed_dim, vocab_size, bias=False)
+        probe.lm_head.weight = nn.Parameter(torch.empty(vocab_size, model.config.embed_dim))
     probe.to(device, torch.float32)
     generator = torch.Generator().manual_seed(seed)
     for parameter in probe.parameters():

@@ -17,7 +17,7 @@ Sink = Callable[[Record], None]
 
 
 class ProgressDisplay:
-    """One live line in a terminal, and a plain one at every validation; elsewhere also every tenth of the run."""
+    """One live line in a terminal, and a plain one at every validation (without any: every tenth of the run)."""
 
     def __init__(self, total_steps: int, done_steps: int, console: Console) -> None:
         self.console = console
@@ -54,8 +54,8 @@ class ProgressDisplay:
         )
         self.progress.update(self.task, completed=record["step"], description=line)
         tenth = max(10, self.total_steps // 100 * 10)  # records come every 10 steps
-        milestone = not self.console.is_terminal and record["step"] % tenth == 0
-        if "validation_loss" in record or milestone or record["step"] == self.total_steps:
+        unmeasured = self.validation == "–" and not self.console.is_terminal and record["step"] % tenth == 0
+        if "validation_loss" in record or unmeasured or record["step"] == self.total_steps:
             self.console.print(f"step {record['step']:>6}/{self.total_steps} · {line}", highlight=False)
 
 
@@ -120,6 +120,7 @@ def wandb_sink(project: str, folder: Path, settings: dict[str, Any]) -> Sink:
     except ImportError:
         raise InputError("--wandb needs a package that is not installed; run: pip install wandb") from None
 
+    folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(project=project, dir=str(folder), config=settings)
     return lambda record: run.log(record, step=record["step"])
 
