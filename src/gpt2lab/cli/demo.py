@@ -23,7 +23,7 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 1600) -> int:
     out
         Folder of the two runs.
     max_steps
-        Steps of each training; 1600 take about three minutes on two cores.
+        Steps of each training; 1600 take two to three minutes on two cores.
     """
     from gpt2lab.cli import main
 

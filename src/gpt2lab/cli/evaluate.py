@@ -128,7 +128,7 @@ def _print_tables(results: dict[str, dict[str, Any]]) -> None:
         for context, scores in result["contexts"].items():
             trained = context == result["context_size"]
             table.add_row(
-                run if trained else "",
+                Path(run).name if trained else "",
                 f"{context}",
                 f"{scores['loss']:.4f}",
                 f"{scores['perplexity']:.3f}",
