@@ -120,7 +120,13 @@ def _scores(evaluation: Evaluation) -> dict[str, float]:
 
 def _print_tables(results: dict[str, dict[str, Any]]) -> None:
     texts = {result["text"] for result in results.values()}
-    table = Table(box=SIMPLE_HEAD, title=f"loss on {', '.join(sorted(texts))}", title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        title=f"loss on {', '.join(sorted(texts))}",
+        title_justify="left",
+    )
     table.add_column("run", overflow="fold")
     for column in ("context", "nats/token", "perplexity", "bits/char", "bits/byte", "accuracy"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -140,8 +146,8 @@ def _print_tables(results: dict[str, dict[str, Any]]) -> None:
     console.print(table)
     for run, result in results.items():
         console.print(
-            f"{run}: {result['parameters']:,} parameters, {result['tokens']:,} tokens predicted once each (bold: the "
-            f"trained context); 200 random batches, nanoGPT's protocol, estimate {result['estimated_loss']:.4f}",
+            f"{run}: {result['parameters']:,} parameters, {result['tokens']:,} tokens predicted once "
+            f"each; 200 random batches, nanoGPT's protocol, estimate {result['estimated_loss']:.4f}",
             highlight=False,
         )
 
