@@ -6,11 +6,15 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("no deadline", deadline=None)  # machines are shared, and stall
 settings.load_profile("no deadline")

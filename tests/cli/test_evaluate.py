@@ -54,7 +54,7 @@ def test_two_runs_stand_side_by_side_in_a_table_with_a_plot(modern: Path, origin
     assert (done.code, done.err) == (0, "")
     for run in (modern, original):
         scores = evaluate_validation(run)
-        row = next(line for line in done.out.splitlines() if str(run) in line)
+        row = next(line for line in done.out.splitlines() if line.strip().startswith(run.name))
         assert row.split()[1:4] == ["16", f"{scores['loss']:.4f}", f"{scores['perplexity']:.3f}"]
     assert "estimate" in done.out
     for column in ("nats/token", "bits/char", "bits/byte", "accuracy"):
