@@ -148,7 +148,7 @@ class Trainer:
     test_dataset: Dataset[Batch] | None = None
     config: TrainerConfig = field(default_factory=TrainerConfig)
     sinks: list[Sink] = field(default_factory=list)
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=lambda: Console(soft_wrap=True))
 
     def __post_init__(self) -> None:
         model, config = self.model, self.config
