@@ -62,7 +62,6 @@ def evaluate_command(
     if plot is not None and not plot.parent.is_dir():
         raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
     results: dict[str, dict[str, Any]] = {}
-    curves: dict[str, list[float]] = {}
     for run in runs:
         model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
         model.to(choose_device(device))
@@ -86,7 +85,6 @@ def evaluate_command(
                 for c, task in zip(sizes, tasks, strict=True)
             ]
             estimate = estimate_loss(model, tokens)
-        curves[str(run)] = main.loss_by_position
         by_context = sorted([main, *others], key=lambda e: e.context_size)
         results[str(run)] = {
             "text": name,
@@ -100,7 +98,7 @@ def evaluate_command(
     else:
         _print_tables(results)
     if plot is not None:
-        _plot_positions(curves, plot)
+        _plot_positions({run: result["loss_by_position"] for run, result in results.items()}, plot)
         if not json_output:
             console.print(f"loss by position: {plot}")
     return 0

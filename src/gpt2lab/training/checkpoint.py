@@ -89,7 +89,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
         tensors = safetensors.torch.load_file(folder / "optimizer.safetensors")
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / 'optimizer.safetensors'} is missing or damaged: {error}") from None
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names = _names(model)
     places = {
         f"{slot}/{names[parameter]}": (optimizer.state[parameter], slot)
         for optimizer in optimizers
@@ -114,7 +114,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
 
 def optimizer_tensors(model: GPT2, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     """Everything that the optimisers remember, as ``slot/parameter name``: tensor."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names = _names(model)
     return {
         f"{slot}/{names[parameter]}": value
         for optimizer in optimizers
@@ -167,6 +167,10 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
 def checkpoints_of(run: Path) -> list[Path]:
     """Folders of all complete checkpoints, the latest last."""
     return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _names(model: GPT2) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in model.named_parameters()}
 
 
 def _remove(folder: Path) -> None:

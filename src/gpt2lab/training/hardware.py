@@ -14,8 +14,8 @@ from gpt2lab.config import InputError
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 
-# Seconds of a run at a GPU's peak from which compiling is earned back. On CPUs it gains nothing that we could measure
-# (docs/recipe.md), so there it is only done when asked for.
+# Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
+# that we could measure (docs/recipe.md), so there it is only done when asked for.
 COMPILE_PAYS_SECONDS = 100.0
 
 
