@@ -233,7 +233,7 @@ def test_a_missing_or_damaged_run_folder_is_refused(
     shutil.copytree(modern, run)
     path = find_checkpoint(run) / file
     damage(path if path.exists() and file else run / file)
-    reads = {"config.yaml": ("evaluate", "train --resume")}
+    reads = {"config.yaml": ("evaluate", "train --resume", "train --init-from")}
     before = sorted(tmp_path.rglob("*"))
     options = {
         "evaluate": [],

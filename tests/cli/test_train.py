@@ -332,6 +332,36 @@ def test_a_model_is_trained_further_on_another_text(
     assert model.config == load(original)[0].config
     assert tokenizer.fingerprint() == load(original)[1].fingerprint()
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["validation_loss"] < start_loss - 0.3
+    # config.yaml repeats the run, start and all.
+    again = command("train", "--config", tmp_path / "run" / "config.yaml", "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(load(tmp_path / "again")[0].state_dict()[name], tensor), name
+
+
+def test_a_text_that_changed_since_the_training_is_not_taken_for_the_same(
+    command: Command, rhyme: str, tmp_path: Path
+) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(rhyme, encoding="utf-8")
+    small = "--context-size 8 --embed-dim 16 --num-heads 2 --num-layers 1 --batch-size 4 --max-steps 4".split()
+    assert command("train", "--text", text, *small, "--out", run).code == 0
+    text.write_text(rhyme + rhyme[-1], encoding="utf-8")
+    for arguments in (["evaluate", run], ["train", "--resume", run, "--max-steps", 6]):
+        refused = command(*arguments)
+        assert refused.code == 2
+        assert "not the one that was trained on" in refused.err
+    # The settings still serve for another text that is named.
+    other = command("train", "--config", run / "config.yaml", "--text", text, "--out", tmp_path / "other")
+    assert other.code == 0, other.err
+
+
+def test_a_part_that_was_not_split_off_is_named(command: Command, rhyme_file: Path, tmp_path: Path) -> None:
+    small = "--context-size 8 --embed-dim 16 --num-heads 2 --num-layers 1 --batch-size 4 --max-steps 4".split()
+    assert command("train", "--text", rhyme_file, *small, "--test-fraction", 0, "--out", tmp_path / "run").code == 0
+    refused = command("evaluate", tmp_path / "run", "--split", "test")
+    assert refused.code == 2
+    assert "without a test part" in refused.err
 
 
 def test_going_on_from_a_model_keeps_its_architecture_and_says_so(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.config import InputError
-from gpt2lab.data import Corpus, atomic_write, cache_dir, corpora, open_corpus, split
+from gpt2lab.data import Corpus, cache_dir, corpora, open_corpus, split
 from tests.data.conftest import awkward_text
 
 MakeCorpus = Callable[..., Corpus]
@@ -286,21 +286,3 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="set GPT2LAB_CACHE"):
         cache_dir()
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write_half_of_it() -> None:
-        with atomic_write(path) as file:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half_of_it()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic_write(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new"

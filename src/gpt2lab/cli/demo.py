@@ -13,7 +13,7 @@ from gpt2lab.training.metrics import plot_losses, read_metrics
 VARIANTS: tuple[Variant, ...] = ("modern", "original")
 
 
-def demo(*, out: Path = Path("runs/demo"), max_steps: int = 1600) -> int:
+def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
     """Train the modern variant and the original GPT-2 on Shakespeare, measure both, and write some text.
 
     Interrupted, it goes on where it stopped when it is started again.
@@ -23,7 +23,7 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 1600) -> int:
     out
         Folder of the two runs.
     max_steps
-        Steps of each training; 1600 take two to three minutes on two cores.
+        Steps of each training; 2000 take about three minutes on two cores.
     """
     from gpt2lab.cli import main
 

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from gpt2lab.cli.settings import Split, Text, console, data_settings_of, errors, load_attention
 from gpt2lab.config import InputError
-from gpt2lab.data import atomic_write, encode_corpus, open_corpus
+from gpt2lab.data import encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
+from gpt2lab.files import atomic_write
 from gpt2lab.training import load
 from gpt2lab.training.checkpoint import Which
 from gpt2lab.training.hardware import choose_device

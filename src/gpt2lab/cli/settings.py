@@ -22,12 +22,12 @@ from gpt2lab.data import (
     Corpus,
     TokenDataset,
     Tokenizer,
-    atomic_write,
     encode_corpus,
     open_corpus,
     split,
 )
 from gpt2lab.data.datasets import Tokens
+from gpt2lab.files import atomic_write
 from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import Mechanism, is_mechanism
 from gpt2lab.training import TrainerConfig
@@ -62,6 +62,8 @@ class DataSettings:
         vocab_size: ids of a "bpe" tokenizer.
         validation_fraction: share of the text, before the test part, that is measured while training.
         test_fraction: share at the end of the text that training never sees.
+        text_sha256: hash that the text has to have. A run folder records it, so that a text that was edited since is
+            not taken for the one that was trained on.
     """
 
     corpus: str | None = None
@@ -70,6 +72,7 @@ class DataSettings:
     vocab_size: int = 1024
     validation_fraction: float = 0.05
     test_fraction: float = 0.05
+    text_sha256: str | None = None
 
 
 @Parameter(name="*", group=Group("Model", sort_key=1))
@@ -166,12 +169,15 @@ class RunSettings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainerConfig = field(default_factory=TrainerConfig)
+    init_from: Path | None = None
 
     def save(self, run: Path) -> None:
         """Write ``config.yaml``: ``gpt2lab train --config …/config.yaml`` repeats the run."""
         values = asdict(self.data) | asdict(self.model) | asdict(self.training)
         if values["text"] is not None:  # so that the run can be measured from any folder
             values["text"] = os.path.abspath(values["text"])  # noqa: PTH100 (a glob is no path)
+        if self.init_from is not None:
+            values["init_from"] = str(self.init_from.resolve())
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None and k != "out"}
         run.mkdir(parents=True, exist_ok=True)
         with atomic_write(run / "config.yaml") as file:
@@ -217,6 +223,11 @@ class Text:
     def open(cls, settings: DataSettings, tokenizer: Tokenizer | None = None) -> "Text":
         """Find the text, cut it, and fit the tokenizer."""
         corpus = open_corpus(settings.corpus, settings.text)
+        if settings.text_sha256 not in (None, corpus.sha256):
+            raise InputError(
+                f"the text {corpus.name} is not the one that was trained on (its SHA-256 differs); bring that back, or "
+                "name the new one: --text with evaluate measures another text, --init-from with train goes on with one"
+            )
         found = split(corpus, settings.validation_fraction, settings.test_fraction)
         parts: dict[Split, tuple[int, int]] = {name: found[name] for name in SPLITS}
         if tokenizer is None:
@@ -231,6 +242,8 @@ class Text:
     def tokens(self, part: Split) -> Tokens:
         """Ids of a part."""
         start, stop = self.parts[part]
+        if start == stop:
+            raise InputError(f"{self.corpus.name} was split without a {part} part; name another one with --split")
         with Progress(transient=True, console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task(f"encoding the {part} part", total=stop - start)
             return encode_corpus(
@@ -242,7 +255,7 @@ class Text:
         try:
             return TokenDataset(self.tokens(part), context_size, self.tokenizer.vocab_size)
         except InputError as error:
-            raise InputError(f"the {part} part of {self.corpus.name} is too short: {error}") from None
+            raise InputError(f"the {part} part of {self.corpus.name} is too short: {error} (--context-size)") from None
 
     def describe(self) -> str:
         """One line for the screen."""

@@ -16,11 +16,13 @@ from gpt2lab.cli.settings import (
     RunSettings,
     Text,
     console,
+    data_settings_of,
     load_attention,
     read_settings,
 )
 from gpt2lab.config import InputError
-from gpt2lab.data import Tokenizer, atomic_write
+from gpt2lab.data import Tokenizer
+from gpt2lab.files import atomic_write
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, find_checkpoint, load
@@ -77,23 +79,25 @@ def train(
         start, tokenizer = load(run, attention=attention, checkpoint="last")
     elif init_from is not None:
         start, tokenizer = load(init_from, attention=attention)
-        _refuse_changes("--init-from", model, ModelSettings(attention=model.attention))
+        learned = data_settings_of(init_from)
+        data = dataclasses.replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
         text = Text.open(data, tokenizer)
     console.print(text.describe(), highlight=False)
     settings = start.config if start is not None else model.config(text.tokenizer.vocab_size)
     network = start or GPT2.from_config(settings, attention=attention, seed=training.seed)
     if model.random_config and training.max_steps is None and training.max_epochs is None:
-        windows = training.batch_size * training.accumulation_steps
-        per_step = 3 * network.flops_per_token() * settings.max_seq_len * windows
-        training.max_steps = max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
+        training.max_steps = _affordable_steps(network, training)
     train_dataset = text.dataset("train", settings.max_seq_len)
     validation = text.dataset("validation", settings.max_seq_len) if data.validation_fraction > 0 else None
 
     described = ModelSettings.describing(settings, model.attention)
-    trainer = Trainer(network, train_dataset, validation, training, console=console)
     if resume is not None:
         _refuse_changes("--resume", model, described)
+    elif init_from is not None:
+        _refuse_changes("--init-from", model, described, ModelSettings(attention=model.attention))
+    trainer = Trainer(network, train_dataset, validation, training, console=console)
+    if resume is not None:
         trainer.restore(find_checkpoint(run, "last"))
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is finished ({step} steps); --max-steps with a larger number goes on")
@@ -104,7 +108,8 @@ def train(
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
     training.compile = "yes" if trainer.compiled else "no"
-    RunSettings(data, described, training).save(run)
+    data = dataclasses.replace(data, text_sha256=text.corpus.sha256)
+    RunSettings(data, described, training, init_from).save(run)
     text.tokenizer.save(run / "tokenizer.json")
     result = trainer.train()
 
@@ -112,6 +117,12 @@ def train(
     if result.stopped_by is None:
         _write_samples(network, int(train_dataset.tokens[0]), text.tokenizer, run, result.step)
     return _tell(run, result, trainer.state.seconds)
+
+
+def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
+    windows = training.batch_size * training.accumulation_steps
+    per_step = 3 * model.flops_per_token() * model.config.max_seq_len * windows
+    return max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
 
 
 def _tell(run: Path, result: TrainingResult, seconds: float) -> int:
@@ -129,9 +140,9 @@ def _tell(run: Path, result: TrainingResult, seconds: float) -> int:
     return 0
 
 
-def _refuse_changes(option: str, model: ModelSettings, expected: ModelSettings) -> None:
-    changed = [f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(expected, f.name)]
-    if changed:
+def _refuse_changes(option: str, model: ModelSettings, *allowed: ModelSettings) -> None:
+    names = [field.name for field in dataclasses.fields(model)]
+    if changed := [n for n in names if all(getattr(model, n) != getattr(settings, n) for settings in allowed)]:
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
 
 
@@ -145,6 +156,9 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         values = read_settings(path)
         if option == "--resume":
             values.pop("attention", None)  # a file that only a run folder names is never executed
+        elif any((typed := arguments.get(name)) and typed.tokens for name in ("--text", "--corpus")):
+            for name in ("text", "corpus", "text_sha256"):  # another text than the file's
+                values.pop(name, None)
         Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 
 

@@ -1,6 +1,6 @@
 """Texts, tokenizers, and batches of token ids."""
 
-from gpt2lab.data.corpora import Corpus, atomic_write, cache_dir, open_corpus, split
+from gpt2lab.data.corpora import Corpus, cache_dir, open_corpus, split
 from gpt2lab.data.datasets import CharDataset, StatelessSampler, TokenDataset, encode_corpus
 from gpt2lab.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
 
@@ -13,7 +13,6 @@ __all__ = [
     "StatelessSampler",
     "TokenDataset",
     "Tokenizer",
-    "atomic_write",
     "cache_dir",
     "encode_corpus",
     "load_tokenizer",

@@ -1,7 +1,6 @@
 """Texts to learn from: the built-in ones and the user's own, read in pieces so that none has to fit in memory."""
 
 import codecs
-import contextlib
 import glob
 import hashlib
 import http.client
@@ -9,15 +8,14 @@ import importlib.metadata
 import os
 import re
 import urllib.request
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 from gpt2lab.config import InputError
+from gpt2lab.files import atomic_write
 
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -55,6 +53,16 @@ class Corpus:
     def size(self) -> int:
         """Bytes in all files together."""
         return sum(self.file_sizes)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the text, in hexadecimal: of all files' bytes, one after the other."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    digest.update(block)
+        return digest.hexdigest()
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Iterator[str]]:
         """For each file with text in [start, stop), the pieces (about 1 MiB each) of that part of it.
@@ -281,17 +289,3 @@ def cache_dir() -> Path:
             f"the cache folder {folder} cannot be made ({error.strerror}); set GPT2LAB_CACHE to a folder that can"
         ) from None
     return folder
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

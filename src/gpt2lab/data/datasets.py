@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from gpt2lab.config import InputError
-from gpt2lab.data.corpora import Corpus, atomic_write, cache_dir
+from gpt2lab.data.corpora import Corpus, cache_dir
 from gpt2lab.data.tokenizers import CharTokenizer, Tokenizer
+from gpt2lab.files import atomic_write
 
 Tokens = npt.NDArray[np.integer[Any]]
 
@@ -54,7 +55,10 @@ def encode_corpus(
                 if number > 0:
                     file.write(dtype.type(tokenizer.end_of_text).tobytes())
                 for piece in document:
-                    file.write(tokenizer.encode(piece).astype(dtype).tobytes())
+                    try:
+                        file.write(tokenizer.encode(piece).astype(dtype).tobytes())
+                    except InputError as error:
+                        raise InputError(f"in {corpus.name}, counted from byte {start + done}: {error}") from None
                     done += len(piece.encode())
                     if progress is not None:
                         progress(done)
@@ -89,7 +93,7 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if len(tokens) <= context_size:
             raise InputError(
                 f"the text has {len(tokens)} tokens, but a context of {context_size} needs at least "
-                f"{context_size + 1}; use a smaller --context-size or more text"
+                f"{context_size + 1}; use a smaller context or more text"
             )
         self.tokens = tokens
         self.context_size = context_size

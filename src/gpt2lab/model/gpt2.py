@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.files import atomic_write
 from gpt2lab.model.attention import Mechanism, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import KeyValueCache
@@ -233,13 +234,14 @@ class GPT2(nn.Module):
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        if self.mechanism_class is not None:
-            (folder / "attention.py").write_text(source_of(self.mechanism_class), encoding="utf-8")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        partial = folder / ".model.safetensors.partial"
-        safetensors.torch.save_file(weights, partial, metadata={"format": "pt"})
-        partial.replace(folder / "model.safetensors")
+        with atomic_write(folder / "model.safetensors") as file:
+            safetensors.torch.save_file(weights, file.name, metadata={"format": "pt"})
+        with atomic_write(folder / "config.json") as file:
+            file.write((json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
+        if self.mechanism_class is not None:
+            with atomic_write(folder / "attention.py") as file:
+                file.write(source_of(self.mechanism_class).encode())
 
     @classmethod
     def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:

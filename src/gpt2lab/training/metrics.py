@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpt2lab.config import InputError
-from gpt2lab.data import atomic_write
+from gpt2lab.files import atomic_write
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
