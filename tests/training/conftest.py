@@ -14,7 +14,7 @@ from gpt2lab.training.metrics import Record
 CONTEXT = 8
 
 # What depends on the clock, and not on the computation.
-CLOCK = {"seconds", "tokens_per_second", "peak_share"}
+CLOCK = {"seconds", "tokens_per_second", "peak_share", "peak_memory"}
 
 MakeTrainer = Callable[..., Trainer]
 

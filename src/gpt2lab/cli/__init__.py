@@ -17,6 +17,8 @@ app = App(
 app.command("gpt2lab.cli.train:train", name="train", help="Train a model and leave a run folder.")
 app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Measure runs on a whole split.")
 app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
+app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
+app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
 app.command("gpt2lab.cli.demo:demo", name="demo", help="All of that in eight minutes, on Shakespeare.")
 
 

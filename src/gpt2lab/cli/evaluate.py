@@ -15,7 +15,7 @@ from gpt2lab.cli.settings import Split, Text, console, data_settings_of, errors,
 from gpt2lab.config import InputError
 from gpt2lab.data import encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
-from gpt2lab.files import atomic_write
+from gpt2lab.plots import new_plot, save_plot
 from gpt2lab.training import load
 from gpt2lab.training.checkpoint import Which
 from gpt2lab.training.hardware import choose_device
@@ -152,16 +152,9 @@ def _print_tables(results: dict[str, dict[str, Any]]) -> None:
 
 
 def _plot_positions(curves: dict[str, list[float]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_plot("tokens of context", "loss, nats per token", xscale="log")
     for name, losses in curves.items():
         axes.plot(range(1, len(losses) + 1), losses, label=name)
-    axes.set(xlabel="tokens of context", ylabel="loss, nats per token", xscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="svg")
+    save_plot(figure, path)

@@ -6,9 +6,9 @@ import secrets
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from cyclopts import Group, Parameter, Token
@@ -171,17 +171,24 @@ class RunSettings:
     training: TrainerConfig = field(default_factory=TrainerConfig)
     init_from: Path | None = None
 
-    def save(self, run: Path) -> None:
-        """Write ``config.yaml``: ``gpt2lab train --config …/config.yaml`` repeats the run."""
+    def trained_with(self, **options: Any) -> "RunSettings":
+        """The same with other training options."""
+        return replace(self, training=replace(self.training, **options))
+
+    def values(self) -> dict[str, Any]:
+        """The settings under the names of the flags, as YAML has them."""
         values = asdict(self.data) | asdict(self.model) | asdict(self.training)
         if values["text"] is not None:  # so that the run can be measured from any folder
             values["text"] = os.path.abspath(values["text"])  # noqa: PTH100 (a glob is no path)
         if self.init_from is not None:
             values["init_from"] = str(self.init_from.resolve())
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None and k != "out"}
-        run.mkdir(parents=True, exist_ok=True)
-        with atomic_write(run / "config.yaml") as file:
-            file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None and k != "out"}
+
+    def save(self, path: Path) -> None:
+        """Write them as YAML: ``gpt2lab train --config …`` repeats the run."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -202,11 +209,23 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
+S = TypeVar("S", DataSettings, TrainerConfig)
+
+
 def data_settings_of(run: Path) -> DataSettings:
     """What a run was trained on."""
+    return _settings_of(run, DataSettings)
+
+
+def training_settings_of(run: Path) -> TrainerConfig:
+    """How a run was trained."""
+    return _settings_of(run, TrainerConfig)
+
+
+def _settings_of(run: Path, kind: type[S]) -> S:
     values = read_settings(run / "config.yaml")
     try:
-        return DataSettings(**{k: values[k] for k in DataSettings.__dataclass_fields__ if k in values})
+        return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values})
     except TypeError as error:
         raise InputError(f"{run / 'config.yaml'} is damaged: {error}") from None
 

@@ -109,7 +109,7 @@ def train(
     training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
     training.compile = "yes" if trainer.compiled else "no"
     data = dataclasses.replace(data, text_sha256=text.corpus.sha256)
-    RunSettings(data, described, training, init_from).save(run)
+    RunSettings(data, described, training, init_from).save(run / "config.yaml")
     text.tokenizer.save(run / "tokenizer.json")
     result = trainer.train()
 
@@ -154,6 +154,8 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             continue
         path = Path(given.tokens[0].value) / ("config.yaml" if option == "--resume" else "")
         values = read_settings(path)
+        if commands[:1] == ("compare",):  # which reads these itself
+            values = {name: value for name, value in values.items() if name not in ("arms", "claims")}
         if option == "--resume":
             values.pop("attention", None)  # a file that only a run folder names is never executed
         elif any((typed := arguments.get(name)) and typed.tokens for name in ("--text", "--corpus")):

@@ -1,4 +1,4 @@
-"""Measuring a trained model."""
+"""Measuring a trained model, and comparing several."""
 
 from gpt2lab.evaluation.evaluate import Evaluation, estimate_loss, evaluate
 

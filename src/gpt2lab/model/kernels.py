@@ -33,7 +33,7 @@ def attend(
     Args:
         q: queries (B, H, Tq, D).
         k: keys (B, K, Tk, D); K divides H, and query head h reads key/value head h // (H / K).
-        v: values (B, K, Tk, D).
+        v: values (B, K, Tk, D), or of another width E.
         q_pos: positions of the queries, int64 (B or 1, Tq); -1 marks padding, whose output means nothing.
             None, the fast path: queries and keys both stand at 0 .. T-1.
         k_pos: positions of the keys, int64 (B or 1, Tk), in any order; -1 marks an empty slot.
@@ -41,7 +41,7 @@ def attend(
         bias: called with positions, returns what is added to the scores, broadcast to (B, H, Tq, Tk), or None.
 
     Returns:
-        (B, H, Tq, D).
+        (B, H, Tq, D), or of the width of the values.
 
     Raises:
         InputError: only one of q_pos and k_pos is given.
@@ -82,7 +82,7 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if Tq == 1 and K != H:
         # One new token: the group becomes the query rows, (B, K, H/K, D) against (B, K, Tk, D), and no key is copied.
         rows = mask.reshape(-1, K, H // K, mask.shape[-1]) if mask.shape[1] == H else mask
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=rows).reshape(B, H, 1, D)
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=rows).reshape(B, H, 1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=K != H)
 
 
@@ -97,13 +97,13 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     N = -(-T // S)
     q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
     q = q.view(B, K, H // K, N, S, D).transpose(2, 3).reshape(B * K, N, H // K * S, D)
-    k, v = (_with_previous_block(x.reshape(B * K, N, S, D)) for x in (k, v))  # (B·K, N, 2S, D)
+    k, v = (_with_previous_block(x.reshape(B * K, N, S, -1)) for x in (k, v))  # (B·K, N, 2S, D)
     blocks = S * torch.arange(N, device=q.device)[:, None]
     q_pos = blocks + torch.arange(S, device=q.device)  # (N, S)
     k_pos = blocks + torch.arange(-S, S, device=q.device)  # (N, 2S); negative before the first block
     mask = visible(q_pos, k_pos, window).repeat(1, H // K, 1)  # (N, H/K·S, 2S)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])  # (B·K, N, H/K·S, D)
-    return y.view(B, K, N, H // K, S, D).transpose(2, 3).reshape(B, H, N * S, D)[:, :, :T]
+    return y.view(B, K, N, H // K, S, -1).transpose(2, 3).reshape(B, H, N * S, -1)[:, :, :T]
 
 
 def _with_previous_block(x: Tensor) -> Tensor:

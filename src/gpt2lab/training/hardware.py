@@ -1,7 +1,11 @@
 """What the machine offers, and what of it a run uses: chosen at run time, by capability, and printed."""
 
 import os
+import platform
+import re
+import resource
 import shutil
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -93,6 +97,28 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         _synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2 * 1024**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process held at once: on the GPU, or else of main memory (libraries included)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it started this process
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(found[1]) * 1024 if found else 0
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+def describe_machine() -> str:
+    """Processor (and GPU), number of cores, and versions, in a line."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    processor = named[1] if named else platform.processor() or platform.machine()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cores = f"{os.cpu_count()} cores"
+    return f"{processor}, {cores}{gpu}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _synchronise(device: torch.device) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from gpt2lab.config import InputError
 from gpt2lab.files import atomic_write
+from gpt2lab.plots import new_plot, save_plot
 
 Record = dict[str, Any]
 Sink = Callable[[Record], None]
@@ -132,10 +133,7 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
         runs: records by the name that the legend shows.
         path: the picture, replaced whole.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_plot("tokens seen", "loss, nats per token")
     for index, (name, records) in enumerate(runs.items()):
         colour = f"C{index}"
         axes.plot(
@@ -155,10 +153,6 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
             ms=4,
             label=f"{name}, validation",
         )
-    axes.set(xlabel="tokens seen", ylabel="loss, nats per token")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="svg")
+    save_plot(figure, path)

@@ -26,6 +26,7 @@ from gpt2lab.training.hardware import (
     choose_device,
     choose_precision,
     peak_flops,
+    peak_memory,
 )
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
@@ -97,6 +98,7 @@ class Trainer:
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
+        self.forward: Callable[[Tensor, Tensor], Tensor] = torch.compile(model) if self.compiled else model
         assert_causal(model, positions_to_probe(model.config.max_seq_len))
 
     def restore(self, checkpoint: Path) -> None:
@@ -123,9 +125,8 @@ class Trainer:
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
             torch.manual_seed(config.seed)
         self.console.print(self.describe(), highlight=False)
-        forward = torch.compile(model) if self.compiled else model
         sinks = [*self.sinks]
-        batches = self._batches()
+        batches = self.batches()
         started = time.perf_counter() - self.state.seconds
         last_time, last_tokens = time.perf_counter(), self.state.tokens
         stop: list[signal.Signals] = []
@@ -139,7 +140,7 @@ class Trainer:
             sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
             model.train()
             while self.state.step < self.steps and not stop:
-                loss, tokens = self._step(forward, batches)
+                loss, tokens = self.update(batches)
                 losses.append(loss)
                 step = self.state.step + 1
                 done = step == self.steps
@@ -186,21 +187,22 @@ class Trainer:
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": speed,
             "peak_share": 3 * self.model.flops_per_token() * speed / self.peak,
+            "peak_memory": peak_memory(self.device),
         }
         if estimate is not None:
             record["validation_loss"] = estimate if exact is None else exact
             record["validation_is_estimate"] = exact is None
         return record
 
-    def _step(self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterator[Batch]) -> tuple[Tensor, int]:
-        """One update; returns the mean loss (a detached scalar) and the number of tokens read."""
+    def update(self, batches: Iterator[Batch]) -> tuple[Tensor, int]:
+        """One optimiser step on the next batches; returns their mean loss (a detached scalar) and number of tokens."""
         config = self.config
         total = torch.zeros((), device=self.device)
         tokens = 0
         for _ in range(config.accumulation_steps):
             x, y = (part.to(self.device, non_blocking=True) for part in next(batches))  # (B, T) each
             with autocast(self.device, self.precision):
-                loss = forward(x, y) / config.accumulation_steps
+                loss = self.forward(x, y) / config.accumulation_steps
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             tokens += y.numel()
@@ -251,7 +253,7 @@ class Trainer:
         self.model.train(training)
         return total / counted
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """Training batches from the current step on."""
         config, dataset = self.config, self.train_dataset
         items = len(dataset)  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+"""The cells of a comparison: each an ordinary run folder, trained and measured in a process of its own.
+
+``python -m gpt2lab.cli.cells FOLDER`` does what the folder's ``cell.yaml`` asks for, or the rest of it.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpt2lab.cli.settings import (
+    RunSettings,
+    Text,
+    console,
+    data_settings_of,
+    load_attention,
+    read_settings,
+    training_settings_of,
+)
+from gpt2lab.config import InputError
+from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED
+from gpt2lab.evaluation.measure import measure, measure_speed
+from gpt2lab.files import atomic_write
+from gpt2lab.training import Trainer, find_checkpoint, load
+from gpt2lab.training.checkpoint import checkpoints_of, read_state
+from gpt2lab.training.hardware import describe_machine
+
+LOG = "log.txt"
+
+
+def prepare(folder: Path, settings: RunSettings) -> None:
+    """Write down what a cell is to be.
+
+    Raises:
+        InputError: the folder holds a cell with other settings.
+    """
+    path = folder / CELL
+    planned = folder / f"{CELL}.planned"
+    settings.save(planned)
+    try:
+        if path.exists() and read_settings(path) != read_settings(planned):
+            old, new = read_settings(path), read_settings(planned)
+            changed = [f"{n} was {old.get(n)}, now {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)]
+            raise InputError(
+                f"{folder} was begun with other settings ({'; '.join(changed)}); choose another --out, or the same "
+                "settings to go on"
+            )
+        planned.replace(path)
+    finally:
+        planned.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a cell is trained and measured; one that only tries a learning rate keeps away from the test part."""
+    return (folder / MEASUREMENTS).exists() or (_only_tunes(folder) and _is_trained(folder))
+
+
+def _only_tunes(folder: Path) -> bool:
+    return folder.parent.name == "tune"
+
+
+def _is_trained(folder: Path) -> bool:
+    if not checkpoints_of(folder):
+        return False
+    return read_state(find_checkpoint(folder, "last")).step >= int(read_settings(folder / CELL)["max_steps"])
+
+
+def run_cell(folder: Path) -> int:
+    """Train and measure one cell, or what is left of it; returns the exit code."""
+    from gpt2lab.cli import main
+
+    with (folder / CELL).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until another process, left over from a killed comparison, is done
+        if is_finished(folder):
+            return 0
+        settings = read_settings(folder / CELL)
+        if not _is_trained(folder):
+            begun = checkpoints_of(folder)
+            what = ["--resume", str(folder)] if begun else ["--config", str(folder / CELL), "--out", str(folder)]
+            spec = settings.get("attention")
+            status = main(["train", *what, *(["--attention", spec] if spec else [])])
+            if status != 0 or _only_tunes(folder):
+                return status
+        model, tokenizer = load(folder, attention=load_attention(settings.get("attention")), checkpoint="last")
+        text = Text.open(data_settings_of(folder), tokenizer)
+        measured = measure(model, tokenizer, text.tokens("test"), seed=settings["seed"])
+        with atomic_write(folder / MEASUREMENTS) as file:
+            file.write(json.dumps(dataclasses.asdict(measured)).encode())
+    return 0
+
+
+def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: str | None = None) -> list[Path]:
+    """Run the unfinished ones of these cells, several at once, each with so many threads; returns those that failed."""
+    folders = [folder for folder in folders if not is_finished(folder)]
+    if not folders:
+        return []
+    start = _on_ray(ray_address) if ray_address is not None else _in_process
+    failed: list[Path] = []
+    columns = ("cells", BarColumn(bar_width=24), MofNCompleteColumn(), "{task.description}")
+    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+    with (
+        Progress(*columns, *clocks, console=console, disable=not console.is_terminal) as progress,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
+        task = progress.add_task("", total=len(folders))
+        started = {pool.submit(start, folder, threads): folder for folder in folders}
+        try:
+            for done in as_completed(started):
+                folder = started[done]
+                if done.result() == 0:
+                    console.print(f"done    {_name(folder)}", highlight=False)
+                else:
+                    failed.append(folder)
+                    console.print(f"failed  {_name(folder)}: {why_failed(folder)}", highlight=False)
+                running = [_name(cell) for future, cell in started.items() if future.running()]
+                progress.update(task, advance=1, description=", ".join(running))
+        except KeyboardInterrupt:  # the cells got it, too, and save what they have
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def time_arms(out: Path, rounds: int) -> None:
+    """Time all arms of a comparison alternately, and write ``speed.json``; what it already holds is kept."""
+    path = out / SPEED
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    contexts: dict[str, dict[str, dict[str, list[float]]]] = {}
+    arms: dict[str, dict[str, Path]] = {}
+    for cell in sorted(out.glob("context-*/*/seed-*")):
+        if is_finished(cell):
+            arms.setdefault(cell.parts[-3].removeprefix("context-"), {}).setdefault(cell.parts[-2], cell)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        for context, folders in arms.items():
+            before = known.get("contexts", {}).get(context, {})
+            if set(before) == set(folders) and all(len(t) >= rounds for a in before.values() for t in a.values()):
+                contexts[context] = before
+                continue
+            task = progress.add_task(f"timing at a context of {context}", total=(rounds + 1) * len(folders))
+            trainers = {arm: _trainer_of(folder) for arm, folder in folders.items()}
+            with warnings.catch_warnings(action="ignore"):  # that a context is full is what is timed
+                contexts[context] = measure_speed(trainers, rounds, partial(progress.advance, task))
+    about = {"machine": describe_machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    with atomic_write(path) as file:
+        file.write(json.dumps(about | {"contexts": contexts}, indent=1).encode())
+
+
+def _trainer_of(cell: Path) -> Trainer:
+    spec = read_settings(cell / CELL).get("attention")
+    model, tokenizer = load(cell, attention=load_attention(spec), checkpoint="last")
+    dataset = Text.open(data_settings_of(cell), tokenizer).dataset("train", model.config.max_seq_len)
+    training = dataclasses.replace(training_settings_of(cell), out=None)
+    return Trainer(model, dataset, None, training, console=Console(quiet=True))
+
+
+def why_failed(folder: Path) -> str:
+    """The last line that a cell printed."""
+    log = folder / LOG
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it left no message")
+
+
+def _name(folder: Path) -> str:
+    return "/".join(folder.parts[-3:])
+
+
+def _in_process(folder: Path, threads: int) -> int:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "COLUMNS": "200"}
+    with (folder / LOG).open("ab") as log:
+        command = [sys.executable, "-m", "gpt2lab.cli.cells", str(folder)]
+        return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
+
+
+def _on_ray(address: str) -> Callable[[Path, int], int]:
+    """The same on a worker of a Ray cluster, which has to see the same folders."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--ray needs a package that is not installed; run: pip install 'gpt2lab[ray]'") from None
+    ray.init(address, ignore_reinit_error=True, log_to_driver=False)
+
+    def start(folder: Path, threads: int) -> int:
+        task = ray.remote(_in_process).options(num_cpus=threads, max_retries=0)
+        return int(ray.get(task.remote(folder.resolve(), threads)))
+
+    return start
+
+
+if __name__ == "__main__":
+    sys.exit(run_cell(Path(sys.argv[1])))

@@ -1,0 +1,304 @@
+"""``gpt2lab compare``: the same training for several models, and what their differences are worth."""
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from cyclopts import Group, Parameter, Token
+
+from gpt2lab.cli.cells import is_finished, prepare, run_cells, time_arms
+from gpt2lab.cli.grid import (
+    Cell,
+    Match,
+    Options,
+    arm_folder,
+    best_rate,
+    estimate_hours,
+    plan,
+    settle_steps,
+    try_all,
+    tuning_cells,
+)
+from gpt2lab.cli.report import write_report
+from gpt2lab.cli.settings import (
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    Text,
+    console,
+    errors,
+    format_window,
+    read_settings,
+)
+from gpt2lab.config import InputError, Variant, random_architecture
+from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON, Claim, MeasureName
+from gpt2lab.files import atomic_write
+from gpt2lab.training import TrainerConfig
+from gpt2lab.training.hardware import choose_device
+
+# What the grid itself decides, so that an arm cannot.
+OF_THE_GRID = {"context_size", "random_config", "random_seed", "max_steps", "max_epochs", "batch_size", "seed", "out"}
+ARM_OPTIONS = {f.name for kind in (ModelSettings, TrainerConfig) for f in dataclasses.fields(kind)} - OF_THE_GRID
+# What cannot be shared by all arms.
+ARM_CHOICES = ("variant", "context_size", "attention", "random_config", "random_seed")
+
+GRID = Group("Grid", sort_key=0)
+RUNNING = Group("Running", sort_key=1)
+
+
+def several(kind: Any, tokens: Sequence[Token]) -> list[Any]:
+    """Values with commas between them."""
+    (item,) = get_args(kind)
+    return [item(part) for token in tokens for part in token.value.split(",") if part.strip()]
+
+
+SEVERAL = Parameter(group=GRID, converter=several, negative=())
+
+
+def compare(
+    *,
+    variants: Annotated[list[str] | None, SEVERAL] = None,
+    arm: Annotated[list[str] | None, Parameter(group=GRID, negative=())] = None,
+    contexts: Annotated[list[int] | None, SEVERAL] = None,
+    seeds: Annotated[int, Parameter(group=GRID)] = 3,
+    steps: Annotated[int | None, Parameter(group=GRID)] = None,
+    tokens: Annotated[int | None, Parameter(group=GRID)] = None,
+    minutes: Annotated[float | None, Parameter(group=GRID)] = None,
+    random: Annotated[int, Parameter(group=GRID)] = 0,
+    match: Annotated[Match, Parameter(group=GRID)] = "none",
+    tune: Annotated[bool, Parameter(group=GRID, negative=())] = False,
+    config: Annotated[Path | None, Parameter(group=RUNNING)] = None,
+    threads: Annotated[int, Parameter(group=RUNNING)] = 1,
+    shard: Annotated[str | None, Parameter(group=RUNNING)] = None,
+    ray: Annotated[str | None, Parameter(group=RUNNING)] = None,
+    rounds: Annotated[int, Parameter(group=RUNNING)] = 9,
+    max_hours: Annotated[float, Parameter(group=RUNNING)] = 24.0,
+    data: DataSettings = DataSettings(),  # noqa: B008
+    model: ModelSettings = ModelSettings(),  # noqa: B008
+    training: Annotated[TrainerConfig, Parameter(name="*", group=Group("Training", sort_key=3))] = TrainerConfig(),  # noqa: B008
+) -> int:
+    """Find out what a switch really does: train several variants alike, and measure them on text they have not seen.
+
+    Every arm gets the same data in the same order, the same seeds and the same number of tokens, and differs from
+    "original", which is always there, only in what it names. Each cell (arm, context, seed) is an ordinary run folder.
+    Stopped, the same command goes on. Afterwards all arms are timed alternately, and a report is written: report.html,
+    results.csv, results.json.
+
+    A file (--config) can also hold "arms", each with any options of `gpt2lab train`, and "claims", each with an arm
+    and a measure, which the report answers in a sentence. The other options below are shared by all arms.
+
+    Parameters
+    ----------
+    variants
+        Named variants, with commas; default: all of them, unless a file, --arm or --random names others.
+    arm
+        One more arm with your own attention: "name=file.py:ClassName". Can be repeated.
+    contexts
+        Context sizes, with commas; default: 64. The first one's batches have --batch-size windows, the others' as many
+        tokens.
+    seeds
+        Trainings of every arm: with --seed S they are S+1, S+2, …
+    steps
+        Optimiser steps of every training (--max-steps is the same); default: 500.
+    tokens
+        Instead: tokens of every training.
+    minutes
+        Instead: as many steps as the original makes here in that many minutes.
+    random
+        Add that many random architectures, drawn with --seed, at one context.
+    match
+        Widen the feed-forward layers until every arm has as many "parameters" as the original, or costs as much
+        "compute" per token.
+    tune
+        Choose every arm's learning rate by validation loss among 1/4, 1/2, 1 and 2 times the shared one, with seed S.
+    config
+        YAML or TOML file with any of these options; flags override it.
+    threads
+        Of each training; as many run at once as the cores allow (on a GPU: one).
+    shard
+        "2/8": only the second eighth of the cells, for job arrays. Copy all folders together and start once more
+        without it, or run `gpt2lab report`.
+    ray
+        Address of a Ray cluster whose workers see the same folders ("auto", or "local" to start one here).
+    rounds
+        Of the timing afterwards; 0: none.
+    max_hours
+        A grid that is estimated to take longer is refused.
+    """
+    out = Path(training.out or "runs/compare")
+    contexts = contexts or [64]
+    written = read_settings(config) if config is not None else {}
+    arms = _arms(variants, arm, written.get("arms"), random, training.seed, contexts)
+    claims = _claims(written.get("claims"), arms, contexts)
+    part, parts = _shard(shard)
+    _check(data, model, training, seeds=seeds, threads=threads, rounds=rounds)
+    with console.status("reading the text"):
+        text = Text.open(data)
+    console.print(text.describe(), highlight=False)
+    base = RunSettings(dataclasses.replace(data, text_sha256=text.corpus.sha256), model, training)
+    budget = {"steps": steps or training.max_steps, "tokens": tokens, "minutes": minutes}
+    planned = plan(base, arms, contexts, text.tokenizer.vocab_size, match)
+    grid = {"arms": arms, "claims": claims, "contexts": contexts, "seeds": seeds, "match": match, "tune": tune}
+    _save(out, grid | budget, base)
+    step_seconds = try_all(planned, text, out, threads)
+    runnable = {
+        key: settings.trained_with(max_steps=settle_steps(budget, settings, step_seconds[key[0], BASELINE], out))
+        for key, settings in planned.items()
+        if key in step_seconds
+    }
+    tuning = [cell for key, settings in runnable.items() for cell in tuning_cells(out, key, settings)] if tune else []
+    cells = [
+        Cell(key, arm_folder(out, key) / f"seed-{seed}", settings.trained_with(seed=seed))
+        for seed in range(training.seed + 1, training.seed + seeds + 1)
+        for key, settings in runnable.items()
+    ]
+    at_once = 1 if choose_device(training.device).type == "cuda" else max(1, (os.cpu_count() or 1) // threads)
+    hours = estimate_hours([*tuning, *cells], step_seconds, text, at_once)
+    console.print(
+        f"{len(cells)} cells: {len(arms)} arms × {len(contexts)} contexts × {seeds} seeds, {at_once} at once; "
+        f"about {_duration(hours)} for those that are left",
+        highlight=False,
+    )
+    if hours > max_hours:
+        raise InputError(
+            f"this would take about {hours:.1f} hours, more than --max-hours {max_hours:g}: make the grid smaller, "
+            "share it out with --shard, or allow more"
+        )
+    units = list(dict.fromkeys(cell.key if tune else cell.folder for cell in cells))
+    mine = {unit for number, unit in enumerate(units) if number % parts == part - 1}
+    run = partial(run_cells, threads=threads, at_once=at_once, ray_address=ray)
+    for cell in tuning:
+        prepare(cell.folder, cell.settings)
+    failed = run([cell.folder for cell in tuning if cell.key in mine])
+    if tune:
+        rates = {key: best_rate(arm_folder(out, key)) for key in runnable}  # None: another shard's, or all failed
+        cells = [
+            dataclasses.replace(cell, settings=cell.settings.trained_with(learning_rate=rate))
+            for cell in cells
+            if (rate := rates[cell.key]) is not None
+        ]
+    for cell in cells:
+        prepare(cell.folder, cell.settings)
+    failed += run([cell.folder for cell in cells if (cell.key if tune else cell.folder) in mine])
+    if rounds and all(is_finished(cell.folder) for cell in cells):
+        time_arms(out, rounds)
+    write_report(out)
+    if failed:
+        errors.print(f"{len(failed)} cells failed; the same command tries them again", highlight=False)
+    return 1 if failed else 0
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
+
+
+def _arms(
+    variants: list[str] | None,
+    own: list[str] | None,
+    written: object,
+    random: int,
+    seed: int,
+    contexts: list[int],
+) -> dict[str, Options]:
+    """Options of every arm by its name, the original first."""
+    arms: dict[str, Options] = {}
+    if variants is None and not (own or written or random):
+        variants = list(get_args(Variant))
+    for name in variants or ():
+        if name not in get_args(Variant):
+            raise InputError(f"--variants: unknown arm {name!r}{_meant(name, get_args(Variant))}")
+        arms[name] = {"variant": name}
+    if not isinstance(written, dict | None):
+        raise InputError("arms have to be names with options below them")
+    for name, options in (written or {}).items():
+        if not isinstance(options, dict | None):
+            raise InputError(f"the arm {name} has to hold options, one `name: value` a line, not {options!r}")
+        arms[str(name)] = dict(options or {})
+    for spec in own or ():
+        name, equals, attention = spec.partition("=")
+        if not equals:
+            raise InputError(f"--arm {spec}: write it as name=file.py:ClassName")
+        arms[name] = {"attention": attention}
+    if random and len(contexts) > 1:
+        raise InputError("random architectures are drawn for one context; give one with --contexts")
+    for number in range(1, random + 1):
+        drawn = random_architecture(seed + number, contexts[0])
+        arms[f"random-{number}"] = drawn | {"window": format_window(drawn["window"])}
+    _check_arms(arms)
+    return {BASELINE: {"variant": BASELINE}} | arms
+
+
+def _check_arms(arms: dict[str, Options]) -> None:
+    for name, options in arms.items():
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise InputError(f"the arm {name!r} names a folder, so use letters, digits and . _ + -")
+        for option in options.keys() - ARM_OPTIONS:
+            raise InputError(f"the arm {name} has an unknown option {option!r}{_meant(str(option), ARM_OPTIONS)}")
+        if "attention" in options:
+            file, _, class_name = str(options["attention"]).rpartition(":")
+            options["attention"] = f"{Path(file).resolve()}:{class_name}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _claims(written: object, arms: dict[str, Options], contexts: list[int]) -> list[dict[str, Any]]:
+    if not isinstance(written, list | None):
+        raise InputError("claims have to be a list, each with says, arm and measure")
+    for claim in written or ():
+        try:
+            parsed = Claim(**claim)
+        except TypeError:
+            raise InputError(f"the claim {claim!r} needs says, arm and measure, and may have a context") from None
+        if parsed.arm not in arms or parsed.arm == BASELINE:
+            raise InputError(f"a claim is about the arm {parsed.arm!r}{_meant(str(parsed.arm), arms)}")
+        if parsed.measure not in get_args(MeasureName):
+            raise InputError(f"a claim measures {parsed.measure!r}{_meant(str(parsed.measure), get_args(MeasureName))}")
+        if parsed.context not in (None, *contexts):
+            raise InputError(f"a claim is about a context of {parsed.context}, which is not in --contexts")
+    return written or []
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard {shard}: write it as i/n, the first being 1/n")
+    return int(found[1]), int(found[2])
+
+
+def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig, **counts: int) -> None:
+    for name, value in counts.items():
+        least = 0 if name == "rounds" else 1
+        if value < least:
+            raise InputError(f"--{name} is {value}; it has to be {least} or more")
+    default = ModelSettings()
+    if any(getattr(model, name) != getattr(default, name) for name in ARM_CHOICES):
+        raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")
+    if training.max_epochs is not None:
+        raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
+    if data.validation_fraction == 0 or data.test_fraction == 0:
+        raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
+
+
+def _save(out: Path, grid: Options, base: RunSettings) -> None:
+    """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
+    path = out / COMPARISON
+    if path.exists() and (read_settings(path).get("claims") or []) != grid["claims"] and any(out.glob(f"*/*/*/{CELL}")):
+        raise InputError(
+            f"the claims of {out} were declared before it ran, and these are others; choose another --out for them"
+        )
+    shared = {name: value for name, value in base.values().items() if name not in (*ARM_CHOICES, "max_steps")}
+    values = {name: value for name, value in grid.items() if value is not None} | shared
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())

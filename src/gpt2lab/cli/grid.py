@@ -1,0 +1,213 @@
+"""From the arms of a comparison to the settings of its cells: matched, probed, and estimated."""
+
+import dataclasses
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from gpt2lab.cli.cells import is_finished
+from gpt2lab.cli.settings import ModelSettings, RunSettings, Text, console, format_window, load_attention, read_settings
+from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.evaluation.compare import BASELINE, CELL, DISQUALIFIED
+from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
+from gpt2lab.files import atomic_write
+from gpt2lab.model import GPT2, CausalityError, assert_causal
+from gpt2lab.training import Trainer
+from gpt2lab.training.metrics import read_metrics
+
+DEFAULT_STEPS = 500
+TUNING_FACTORS = (0.25, 0.5, 1.0, 2.0)
+STARTING_SECONDS = 8.0  # of a cell's process, before and after its training
+
+Match = Literal["none", "parameters", "compute"]
+Options = dict[str, Any]  # of `gpt2lab train`, by name
+Key = tuple[int, str]  # context and arm
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a comparison."""
+
+    key: Key
+    folder: Path
+    settings: RunSettings
+
+
+def arm_folder(out: Path, key: Key) -> Path:
+    """Where the cells of an arm at a context are."""
+    return out / f"context-{key[0]}" / key[1]
+
+
+def plan(
+    base: RunSettings, arms: dict[str, Options], contexts: list[int], vocab_size: int, match: Match
+) -> dict[Key, RunSettings]:
+    """Settings of every arm at every context, without the seed and the steps.
+
+    Raises:
+        InputError: an arm that cannot be built, cannot be matched, or is the same as another one.
+    """
+    planned: dict[Key, RunSettings] = {}
+    for context in contexts:
+        original: GPT2 | None = None
+        known: dict[str, str] = {}
+        for name, options in arms.items():
+            try:
+                settings = _settings(base, options, context, contexts[0])
+                attention = load_attention(settings.model.attention)
+                model = GPT2.from_config(settings.model.config(vocab_size), attention=attention)
+                original = original or model
+                config = model.config if match == "none" else _matched(model, original, match)
+            except (InputError, TypeError) as error:
+                raise InputError(f"the arm {name} cannot be made at a context of {context}: {error}") from None
+            identity = _identity(config, settings)
+            if identity in known:
+                given = ", ".join(f"{n}={v}" for n, v in options.items()) or "none"
+                raise InputError(
+                    f"at a context of {context} the arm {name} is the very same model as {known[identity]}: its "
+                    f"options ({given}) change nothing there; leave it out"
+                )
+            known[identity] = name
+            described = ModelSettings.describing(config, settings.model.attention)
+            planned[context, name] = dataclasses.replace(settings, model=described)
+    return planned
+
+
+def _settings(base: RunSettings, options: Options, context: int, first_context: int) -> RunSettings:
+    values = dict(options)
+    if isinstance(values.get("window"), list | int):
+        windows = values["window"] if isinstance(values["window"], list) else [values["window"]]
+        values["window"] = format_window(tuple(windows))
+    if isinstance(values.get("betas"), list):
+        values["betas"] = tuple(values["betas"])
+    fields = {field.name for field in dataclasses.fields(ModelSettings)}
+    of_model = {name: value for name, value in values.items() if name in fields}
+    batch_size = max(1, round(base.training.batch_size * first_context / context))
+    return RunSettings(
+        base.data,
+        dataclasses.replace(base.model, **({"variant": BASELINE} | of_model | {"context_size": context})),
+        dataclasses.replace(
+            base.training, batch_size=batch_size, **{n: v for n, v in values.items() if n not in of_model}
+        ),
+    )
+
+
+def _matched(model: GPT2, original: GPT2, match: Match) -> GPT2Config:
+    """The configuration with the feed-forward width that makes a model as large, or as costly, as the original."""
+    config = model.config
+    if match == "parameters":
+        lacking: float = original.num_parameters() - model.num_parameters()
+        unit = 2 * config.embed_dim + config.bias
+    else:
+        lacking, unit = original.flops_per_token() - model.flops_per_token(), 4 * config.embed_dim
+    width = config.ff_hidden_dim + round(lacking / (unit * config.num_layers))
+    if width < 1:
+        raise InputError(f"it has so much outside its feed-forward layers that these cannot make it match by {match}")
+    return dataclasses.replace(config, ff_hidden_dim=width)
+
+
+def _identity(config: GPT2Config, settings: RunSettings) -> str:
+    """What an arm computes: equal for two that differ only in words."""
+    values = config.to_dict() | dataclasses.asdict(settings.training)
+    windows = [config.layer_window(layer) for layer in range(config.num_layers)]
+    values["window"] = [None if w is None or w >= config.max_seq_len else w for w in windows]
+    values["num_kv_heads"] = config.kv_heads
+    if config.position != "rope":
+        del values["rope_theta"]
+    return repr(sorted(values.items()))
+
+
+def try_all(planned: dict[Key, RunSettings], text: Text, out: Path, threads: int) -> dict[Key, float]:
+    """Seconds of a training step of every arm that does not read the future; the others are noted and left out."""
+    found: dict[Key, float] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for key, settings in track(planned.items(), "trying every arm", console=console, transient=True):
+        note = arm_folder(out, key) / DISQUALIFIED
+        note.unlink(missing_ok=True)
+        try:
+            found[key] = _try_out(settings, text)
+        except CausalityError as error:
+            console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
+            note.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(note) as file:
+                file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
+    torch.set_num_threads(before)
+    return found
+
+
+def _try_out(settings: RunSettings, text: Text) -> float:
+    attention = load_attention(settings.model.attention)
+    config = settings.model.config(text.tokenizer.vocab_size)
+    model = GPT2.from_config(config, attention=attention, seed=settings.training.seed)
+    assert_causal(model)
+    text.dataset("validation", config.max_seq_len)  # long enough, or this tells
+    text.dataset("test", config.max_seq_len)
+    training = dataclasses.replace(settings.training, max_steps=4, out=None, compile="no")
+    trainer = Trainer(model, text.dataset("train", config.max_seq_len), None, training, console=Console(quiet=True))
+    batches = trainer.batches()
+    trainer.update(batches)
+    begin = time.perf_counter()
+    for _ in range(3):
+        loss, _ = trainer.update(batches)
+    loss.item()  # waits for a GPU
+    return (time.perf_counter() - begin) / 3
+
+
+def settle_steps(budget: Options, settings: RunSettings, original_step_seconds: float, out: Path) -> int:
+    """Steps of a training, from the one of --steps, --tokens and --minutes that is given."""
+    given = {name: value for name, value in budget.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in given)} are given; choose one of them")
+    for name, value in given.items():
+        if value <= 0:
+            raise InputError(f"--{name} is {value}; it has to be positive")
+    training, context = settings.training, settings.model.context_size
+    if budget["tokens"] is not None:
+        return math.ceil(int(budget["tokens"]) / (context * training.batch_size * training.accumulation_steps))
+    if budget["minutes"] is not None:
+        before = next(out.glob(f"context-{context}/*/seed-*/{CELL}"), None)
+        if before is not None:  # begun already, and the clock would give another number this time
+            return int(read_settings(before)["max_steps"])
+        return max(10, round(60 * float(budget["minutes"]) / original_step_seconds))
+    return int(budget["steps"] or DEFAULT_STEPS)
+
+
+def tuning_cells(out: Path, key: Key, settings: RunSettings) -> list[Cell]:
+    """Trainings that choose an arm's learning rate."""
+    rates = [factor * settings.training.learning_rate for factor in TUNING_FACTORS]
+    folder = arm_folder(out, key) / "tune"
+    return [Cell(key, folder / f"rate-{rate:g}", settings.trained_with(learning_rate=rate)) for rate in rates]
+
+
+def best_rate(arm: Path) -> float | None:
+    """The learning rate that ended at the lowest loss on the whole validation part; None: none was tried."""
+    losses = {
+        float(read_settings(cell / CELL)["learning_rate"]): read_metrics(cell / "metrics.jsonl")[-1]["validation_loss"]
+        for cell in arm.glob("tune/rate-*")
+        if is_finished(cell)
+    }
+    return min(losses, key=losses.__getitem__) if losses else None
+
+
+def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text, at_once: int) -> float:
+    """How long the unfinished cells will take, from the time of a training step (a third of which is reading)."""
+    seconds = 0.0
+    sizes = {part: stop - start for part, (start, stop) in text.parts.items()}
+    for cell in cells:
+        if is_finished(cell.folder):
+            continue
+        training, step = cell.settings.training, step_seconds[cell.key]
+        steps = training.max_steps or 0
+        looks = 1 + steps // training.eval_every if training.eval_every else 1
+        read = looks * min(training.eval_tokens, sizes["validation"]) + sizes["validation"] + sizes["test"]
+        read += len(CONTEXT_FACTORS) * min(CONTEXT_TOKENS, sizes["test"])
+        tokens_per_step = training.batch_size * training.accumulation_steps * cell.settings.model.context_size
+        seconds += STARTING_SECONDS + step * (steps + read / tokens_per_step / 3)
+    return seconds / at_once / 3600

@@ -1,0 +1,74 @@
+"""``gpt2lab report``: what a comparison found, as a page, a table and data."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from gpt2lab.cli.cells import time_arms
+from gpt2lab.cli.settings import console
+from gpt2lab.config import InputError
+from gpt2lab.evaluation.compare import SPEED, collect
+from gpt2lab.evaluation.report import render, verdicts
+from gpt2lab.files import atomic_write
+
+
+def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0) -> int:
+    """Make report.html, results.csv and results.json again from the run folders of a comparison.
+
+    Parameters
+    ----------
+    folder
+        What `gpt2lab compare --out` named.
+    against
+        Folder (or results.json) of another comparison: the report then also shows what changed since.
+    rounds
+        First time all arms again, in that many rounds: do it while the machine does nothing else.
+    """
+    other = None if against is None else _read_results(against)
+    if rounds:
+        collect(folder)  # or this tells that it is no comparison
+        (folder / SPEED).unlink(missing_ok=True)
+        time_arms(folder, rounds)
+    write_report(folder, other)
+    return 0
+
+
+def write_report(folder: Path, other: dict[str, Any] | None = None) -> None:
+    """Write the three files, and tell the verdicts."""
+    results = collect(folder)
+    files = {
+        "results.json": json.dumps(results, indent=1),
+        "results.csv": _table(results["cells"]),
+        "report.html": render(results, other),
+    }
+    for name, content in files.items():
+        with atomic_write(folder / name) as file:
+            file.write(content.encode())
+    for verdict in verdicts(results):
+        console.print(f"{verdict['says']}\n  [bold]{verdict['word']}[/]. {verdict['sentence']}", highlight=False)
+    console.print(f"report   {folder / 'report.html'}\nresults  {folder / 'results.csv'} and .json", highlight=False)
+
+
+def _table(cells: list[dict[str, Any]]) -> str:
+    """One line a cell, without curves and samples."""
+    text = io.StringIO()
+    columns = [name for name, value in (cells[0] if cells else {}).items() if not isinstance(value, list)]
+    writer = csv.DictWriter(text, [name for name in columns if name != "sample"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(cells)
+    return text.getvalue()
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    if (path / "comparison.yaml").exists():
+        return collect(path)
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        results = {}
+    if "cells" not in results:
+        raise InputError(f"--against {path}: it is no comparison's folder or results.json")
+    return results

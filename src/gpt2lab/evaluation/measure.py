@@ -1,0 +1,151 @@
+"""What a comparison measures of a trained model: quality, reach, size, a sample, and speed."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gpt2lab.data import TokenDataset, Tokenizer
+from gpt2lab.data.datasets import Tokens
+from gpt2lab.evaluation.evaluate import Evaluation, evaluate
+from gpt2lab.generation import Sampling, generate, stream
+from gpt2lab.model import GPT2
+from gpt2lab.training import Trainer
+
+# Beyond and below the trained context the loss is an estimate, from this many tokens at the start of the text.
+CONTEXT_FACTORS = (0.5, 1, 2, 4, 16)
+CONTEXT_TOKENS = 32_768
+
+# What is timed of every model, in seconds; see :func:`measure_speed`.
+SPEEDS = (
+    "seconds_per_step",
+    "seconds_to_first_token",
+    "seconds_per_token",
+    "seconds_to_first_token_long",
+    "seconds_per_token_long",
+)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """One trained model, measured on a text that it has not seen.
+
+    Attributes:
+        parameters: trained values.
+        flops_per_token: of a forward pass.
+        cache_bytes: keys and values of a full context.
+        reach: tokens of the context that can influence a prediction through all layers.
+        test: on the whole text, at the trained context.
+        loss_by_context: (context, nats per token) below and beyond the trained context, estimates.
+        attention_by_distance: (layers, T), see :func:`attention_by_distance`.
+        sample: 300 tokens, temperature 0.8.
+    """
+
+    parameters: int
+    flops_per_token: float
+    cache_bytes: int
+    reach: int
+    test: Evaluation
+    loss_by_context: list[tuple[int, float]]
+    attention_by_distance: list[list[float]]
+    sample: str
+
+
+def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) -> Measurements:
+    """Measure a model on the ids (N,) of a text; ``seed`` is the sample's."""
+    context = model.config.max_seq_len
+    few = tokens[: CONTEXT_TOKENS + 1]
+    longest = context if model.config.position == "learned" else len(few) - 1
+    contexts = sorted({math.ceil(factor * context) for factor in CONTEXT_FACTORS})
+    windows = [block.attention.window or context for block in model.blocks]
+    batch, _ = TokenDataset(few, context, model.config.vocab_size).__getitems__(range(0, len(few) - context, context))
+    first = torch.tensor([[int(tokens[0])]])
+    sample = generate(model, first, 300, temperature=0.8, seed=seed)[0]
+    return Measurements(
+        parameters=model.num_parameters(),
+        flops_per_token=model.flops_per_token(),
+        cache_bytes=model.cache_bytes(context),
+        reach=min(context, 1 + sum(window - 1 for window in windows)),
+        test=evaluate(model, tokens, tokenizer),
+        loss_by_context=[(c, evaluate(model, few, tokenizer, c).loss) for c in contexts if c <= longest],
+        attention_by_distance=attention_by_distance(model, batch[:16]).tolist(),
+        sample=tokenizer.decode(sample.tolist()),
+    )
+
+
+@torch.inference_mode()
+def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
+    """How much attention falls on tokens 0, 1, 2 … back, in each layer.
+
+    It is read off the mechanism itself, whatever it computes: given the identity as values, a weighted sum returns
+    its weights.
+
+    Args:
+        model: any; in evaluation mode.
+        ids: int64 (B, T).
+
+    Returns:
+        (layers, T) float64: at distance d the mean weight, over texts, heads and the queries that have such a token.
+    """
+    length = ids.shape[1]
+    shares: list[Tensor] = []
+
+    def look(mechanism: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        q, k, _, *positions = inputs
+        identity = torch.eye(length, dtype=q.dtype, device=q.device).expand(*k.shape[:2], length, length)
+        weights = mechanism.forward(q, k, identity, *positions).double()  # (B, H, T, T)
+        shares.append(torch.stack([weights.diagonal(-d, -2, -1).mean() for d in range(length)]))
+
+    hooks = [block.attention.mechanism.register_forward_hook(look) for block in model.blocks]
+    try:
+        model(ids.to(model.final_norm.weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(shares).cpu()
+
+
+def measure_speed(
+    trainers: dict[str, Trainer], rounds: int, progress: Callable[[], None] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Time several models alternately, so that whatever else the machine does falls on all of them alike.
+
+    Args:
+        trainers: by name, each with the model and the data that it trains on. The models are trained on a little.
+        rounds: how often each is timed, after one round that does not count.
+        progress: called after every model of every round.
+
+    Returns:
+        For every name and every one of ``SPEEDS`` the seconds of each round: of an optimiser step, until the first
+        token after a short prompt (an eighth of the context) and after a long one (the whole context), and for each of
+        the 32 tokens that follow.
+    """
+    times: dict[str, dict[str, list[float]]] = {name: {speed: [] for speed in SPEEDS} for name in trainers}
+    batches = {name: trainer.batches() for name, trainer in trainers.items()}
+    for number in range(rounds + 1):
+        for name, trainer in trainers.items():
+            model = trainer.model.train()
+            context = model.config.max_seq_len
+            begin = time.perf_counter()
+            for _ in range(5):
+                loss, _ = trainer.update(batches[name])
+            loss.item()  # waits for a GPU
+            found = [(time.perf_counter() - begin) / 5]
+            ids = trainer.train_dataset[0][0]
+            for length in (max(1, context // 8), context):
+                begin = time.perf_counter()
+                clock = [time.perf_counter() for _ in map(Tensor.tolist, _write(model, ids[:length]))]
+                found += [clock[0] - begin, (clock[-1] - clock[0]) / (len(clock) - 1)]
+            if number > 0:
+                for speed, seconds in zip(SPEEDS, found, strict=True):
+                    times[name][speed].append(seconds)
+            if progress is not None:
+                progress()
+    return times
+
+
+def _write(model: GPT2, prompt: Tensor) -> Iterator[Tensor]:
+    return stream(model, [prompt], 33, Sampling(temperature=0))
