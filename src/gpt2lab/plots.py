@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 _INK = "#222223"  # of letters and axes, and of nothing else
 
 
-def new_plot(xlabel: str, ylabel: str, **settings: Any) -> tuple["Figure", "Axes"]:
-    """An empty picture; settings are those of matplotlib's ``Axes.set``."""
+def new_plot(
+    xlabel: str, ylabel: str, size: tuple[float, float] = (7, 4.2), **settings: Any
+) -> tuple["Figure", "Axes"]:
+    """An empty picture, its size in inches; settings are those of matplotlib's ``Axes.set``."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -26,10 +28,10 @@ def new_plot(xlabel: str, ylabel: str, **settings: Any) -> tuple["Figure", "Axes
         "ytick.color": _INK,
     }
     with mpl.rc_context(ink | {"grid.color": _INK}):  # type: ignore[arg-type]
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel=xlabel, ylabel=ylabel, **settings)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

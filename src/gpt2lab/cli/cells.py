@@ -171,7 +171,8 @@ def why_failed(folder: Path) -> str:
 
 
 def _name(folder: Path) -> str:
-    return "/".join(folder.parts[-3:])
+    """Its place in the grid, such as context-64/rope/seed-1."""
+    return "/".join(folder.parts[-4:] if _only_tunes(folder) else folder.parts[-3:])
 
 
 def _in_process(folder: Path, threads: int) -> int:

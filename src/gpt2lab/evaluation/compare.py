@@ -98,7 +98,7 @@ class Contrast:
         low, high: the confidence interval of the mean.
         confidence: of that interval: 0.95, or for one of m exploratory contrasts 1 - 0.05/m (Bonferroni).
         effect_size: mean difference over its standard deviation (logarithms for ratios), corrected for few pairs
-            (Hedges' g for pairs); None if all differences are equal.
+            (Hedges' g for pairs); None for fewer than three pairs, or if all differences are equal.
         missed: pairs in which the arm never got there; then there are no mean and no words.
         claim: the number of the claim that this is the primary contrast of; None: exploratory.
     """
@@ -137,8 +137,8 @@ def contrast(differences: Sequence[float], confidence: float) -> tuple[float, fl
     if deviation == 0:
         return mean, mean, mean, None
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * deviation / math.sqrt(n)
-    correction = 1 - 3 / (4 * (n - 1) - 1)  # Hedges 1981, with n - 1 degrees of freedom
-    return mean, mean - reach, mean + reach, correction * mean / deviation
+    correction = 1 - 3 / (4 * (n - 1) - 1)  # Hedges 1981, with n - 1 degrees of freedom; 0 for two pairs
+    return mean, mean - reach, mean + reach, correction * mean / deviation if n > 2 else None
 
 
 def contrasts(

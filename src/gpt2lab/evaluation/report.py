@@ -10,6 +10,7 @@ from gpt2lab.plots import inline_svg, new_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Cell = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -91,6 +92,11 @@ def sentence_of(found: Mapping[str, Any], cells: Sequence[Cell]) -> str:
 
 def _mean(cells: Iterable[Cell], context: int, arm: str, name: str) -> float:
     return float(statistics.mean(cell[name] for cell in cells if (cell["context"], cell["arm"]) == (context, arm)))
+
+
+def _plot(xlabel: str, ylabel: str, **settings: Any) -> tuple["Figure", "Axes"]:
+    """Small enough that its letters can be read on a phone."""
+    return new_plot(xlabel, ylabel, (5.4, 3.6), **settings)
 
 
 class _Page:
@@ -195,7 +201,9 @@ class _Page:
         for arm in self.arms:
             if (context, arm) in self.groups:
                 x, y = line(self.groups[context, arm])
-                axes.plot(x, y, color=self._colour(arm), label=arm, lw=2.2 if arm == BASELINE else 1.4)
+                axes.plot(
+                    x, y, color=self._colour(arm), label=arm, lw=2.2 if arm == BASELINE else 1.4, marker=".", ms=3
+                )
         axes.set_title(title, fontsize="medium")
         axes.legend(frameon=False, fontsize="small")
 
@@ -207,25 +215,25 @@ class _Page:
             points = list(zip(*(cell["curve"] for cell in cells), strict=False))
             return [p[0][0] for p in points], [statistics.mean(loss for _, loss in p) for p in points]
 
-        figure, axes = new_plot("tokens seen", "validation loss, nats per token")
+        figure, axes = _plot("tokens seen", "validation loss, nats per token")
         self._lines(axes, context, curve, f"context {context}, mean of seeds")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+        axes.set_xlim(left=0)
         yield inline_svg(figure)
         speeds = {row["arm"]: row["tokens_per_second"] for row in self.costs() if row["context"] == context}
         if all(speeds.values()):
-            figure, axes = new_plot(
-                "seconds of training (at the speed that was timed)", "validation loss, nats per token"
-            )
+            figure, axes = _plot("seconds of training (at the speed that was timed)", "validation loss, nats per token")
 
             def clocked(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
                 tokens, losses = curve(cells)
                 return [t / speeds[cells[0]["arm"]] for t in tokens], losses
 
             self._lines(axes, context, clocked, f"context {context}, mean of seeds")
+            axes.set_xlim(left=0)
             yield inline_svg(figure)
 
     def _trade_off(self) -> str:
-        figure, axes = new_plot("milliseconds per token written", "test loss, nats per token")
+        figure, axes = _plot("milliseconds per token written", "test loss, nats per token")
         for (context, arm), cells in self.groups.items():
             time = self._time(context, arm, "seconds_per_token")
             x = time["median"] if time else cells[0]["flops_per_token"] / 1e6
@@ -249,7 +257,7 @@ class _Page:
             rows = zip(*(cell["loss_by_position"] for cell in cells), strict=True)
             return range(1, context + 1), [statistics.mean(row) for row in rows]
 
-        figure, axes = new_plot("tokens of context", "test loss, nats per token", xscale="log")
+        figure, axes = _plot("tokens of context", "test loss, nats per token", xscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
         self._lines(axes, context, line, f"trained at a context of {context}")
         return inline_svg(figure)
@@ -260,7 +268,7 @@ class _Page:
             rows = zip(*([loss for _, loss in cell["loss_by_context"]] for cell in cells), strict=True)
             return lengths, [statistics.mean(row) for row in rows]
 
-        figure, axes = new_plot("context when measured, tokens", "loss, nats per token (estimate)", xscale="log")
+        figure, axes = _plot("context when measured, tokens", "loss, nats per token (estimate)", xscale="log")
         self._lines(axes, context, line, f"trained at a context of {context}")
         lengths = sorted(
             {n for cell in self.results["cells"] if cell["context"] == context for n, _ in cell["loss_by_context"]}
@@ -275,7 +283,7 @@ class _Page:
             layers = [layer for cell in cells for layer in cell["attention_by_distance"]]
             return range(context), [statistics.mean(row) for row in zip(*layers, strict=True)]
 
-        figure, axes = new_plot("tokens back", "mean attention weight", yscale="log")
+        figure, axes = _plot("tokens back", "mean attention weight", yscale="log")
         self._lines(axes, context, line, f"context {context}, mean of layers, heads and texts")
         axes.set_ylim(bottom=1e-5)
         return inline_svg(figure)
