@@ -137,12 +137,12 @@ def compare(
     arms = _arms(variants, arm, written.get("arms"), random, training.seed, contexts)
     claims = _claims(written.get("claims"), arms, contexts)
     part, parts = _shard(shard)
+    budget = _budget(steps=steps if steps is not None else training.max_steps, tokens=tokens, minutes=minutes)
     _check(data, model, training, seeds=seeds, threads=threads, rounds=rounds)
     with console.status("reading the text"):
         text = Text.open(data)
     console.print(text.describe(), highlight=False)
     base = RunSettings(dataclasses.replace(data, text_sha256=text.corpus.sha256), model, training)
-    budget = {"steps": steps or training.max_steps, "tokens": tokens, "minutes": minutes}
     planned = plan(base, arms, contexts, text.tokenizer.vocab_size, match)
     grid = {"arms": arms, "claims": claims, "contexts": contexts, "seeds": seeds, "match": match, "tune": tune}
     _save(out, grid | budget, base)
@@ -274,6 +274,17 @@ def _shard(shard: str | None) -> tuple[int, int]:
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise InputError(f"--shard {shard}: write it as i/n, the first being 1/n")
     return int(found[1]), int(found[2])
+
+
+def _budget(**sizes: float | None) -> dict[str, float]:
+    """The one size of a training that is given, if any."""
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(f'--{name}' for name in given)} are given; choose one of them")
+    for name, value in given.items():
+        if value <= 0:
+            raise InputError(f"--{name} is {value}; it has to be positive")
+    return given
 
 
 def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig, **counts: int) -> None:

@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.progress import track
 
 from gpt2lab.cli.cells import is_finished
-from gpt2lab.cli.settings import ModelSettings, RunSettings, Text, console, format_window, load_attention, read_settings
+from gpt2lab.cli.settings import (
+    SPLITS,
+    ModelSettings,
+    RunSettings,
+    Text,
+    console,
+    format_window,
+    load_attention,
+    read_settings,
+)
 from gpt2lab.config import GPT2Config, InputError
 from gpt2lab.evaluation.compare import BASELINE, CELL, DISQUALIFIED
 from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
@@ -24,6 +33,7 @@ from gpt2lab.training.metrics import read_metrics
 
 DEFAULT_STEPS = 500
 TUNING_FACTORS = (0.25, 0.5, 1.0, 2.0)
+PROBED_WHOLE = 256  # contexts up to this long are probed at every position, longer ones as before every training
 STARTING_SECONDS = 8.0  # of a cell's process, before and after its training
 
 Match = Literal["none", "parameters", "compute"]
@@ -80,6 +90,8 @@ def plan(
 
 
 def _settings(base: RunSettings, options: Options, context: int, first_context: int) -> RunSettings:
+    if context < 1:
+        raise InputError(f"context_size is {context}; it has to be 1 or more")
     values = dict(options)
     if isinstance(values.get("window"), list | int):
         windows = values["window"] if isinstance(values["window"], list) else [values["window"]]
@@ -146,11 +158,11 @@ def _try_out(settings: RunSettings, text: Text) -> float:
     attention = load_attention(settings.model.attention)
     config = settings.model.config(text.tokenizer.vocab_size)
     model = GPT2.from_config(config, attention=attention, seed=settings.training.seed)
-    assert_causal(model)
-    text.dataset("validation", config.max_seq_len)  # long enough, or this tells
-    text.dataset("test", config.max_seq_len)
+    train, *_ = (text.dataset(part, config.max_seq_len) for part in SPLITS)  # each is long enough, or this tells
+    if config.max_seq_len <= PROBED_WHOLE:
+        assert_causal(model)
     training = dataclasses.replace(settings.training, max_steps=4, out=None, compile="no")
-    trainer = Trainer(model, text.dataset("train", config.max_seq_len), None, training, console=Console(quiet=True))
+    trainer = Trainer(model, train, None, training, console=Console(quiet=True))
     batches = trainer.batches()
     trainer.update(batches)
     begin = time.perf_counter()
@@ -160,23 +172,17 @@ def _try_out(settings: RunSettings, text: Text) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def settle_steps(budget: Options, settings: RunSettings, original_step_seconds: float, out: Path) -> int:
-    """Steps of a training, from the one of --steps, --tokens and --minutes that is given."""
-    given = {name: value for name, value in budget.items() if value is not None}
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(f'--{name}' for name in given)} are given; choose one of them")
-    for name, value in given.items():
-        if value <= 0:
-            raise InputError(f"--{name} is {value}; it has to be positive")
+def settle_steps(budget: dict[str, float], settings: RunSettings, original_step_seconds: float, out: Path) -> int:
+    """Steps of a training, from the one of steps, tokens and minutes that is given."""
     training, context = settings.training, settings.model.context_size
-    if budget["tokens"] is not None:
-        return math.ceil(int(budget["tokens"]) / (context * training.batch_size * training.accumulation_steps))
-    if budget["minutes"] is not None:
+    if "tokens" in budget:
+        return math.ceil(budget["tokens"] / (context * training.batch_size * training.accumulation_steps))
+    if "minutes" in budget:
         before = next(out.glob(f"context-{context}/*/seed-*/{CELL}"), None)
         if before is not None:  # begun already, and the clock would give another number this time
             return int(read_settings(before)["max_steps"])
-        return max(10, round(60 * float(budget["minutes"]) / original_step_seconds))
-    return int(budget["steps"] or DEFAULT_STEPS)
+        return max(10, round(60 * budget["minutes"] / original_step_seconds))
+    return int(budget.get("steps", DEFAULT_STEPS))
 
 
 def tuning_cells(out: Path, key: Key, settings: RunSettings) -> list[Cell]:
