@@ -192,6 +192,7 @@ def test_the_same_command_redoes_nothing_and_other_settings_are_refused(
     assert "declared before it ran" in late.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
 def test_a_comparison_that_is_stopped_goes_on_where_it_was(rhyme_file: Path, tmp_path: Path, sent: int) -> None:
     arguments = ["--variants", "original,rope", "--contexts", 8, "--seeds", 2, "--text", rhyme_file, *SIZES]
@@ -267,6 +268,7 @@ def test_matched_arms_are_as_large_or_as_costly_as_the_original(
     assert len(models) == 4
 
 
+@pytest.mark.slow
 def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part(
     rhyme_file: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -287,6 +289,7 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part
         assert cell["seed"] == 1
 
 
+@pytest.mark.slow
 def test_random_architectures_are_drawn_again_by_their_seed_and_ranked(
     rhyme_file: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -1,0 +1,219 @@
+"""The page: what a reader finds on it, and in a real browser whether it can be read."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt2lab.evaluation.compare import Claim, contrasts
+from gpt2lab.evaluation.measure import SPEEDS
+from gpt2lab.evaluation.report import render, verdicts
+
+CONTEXT = 8
+ARMS = {"original": 2.0, "rope": 1.9, "mine<b>": 2.1}
+SECTIONS = ["The arms", "Convergence", "Quality, speed and memory", "Loss by position", "Samples", "How it was done"]
+
+
+def make_results(seeds: int = 4, claims: list[Claim] | None = None, **changes: Any) -> dict[str, Any]:
+    """Results such as `collect` returns, with losses that differ by arm and a little by seed."""
+    draw = np.random.default_rng(0)
+    cells = [
+        {
+            "context": CONTEXT,
+            "arm": arm,
+            "seed": seed,
+            "learning_rate": 0.008,
+            "ff_hidden_dim": 64,
+            "steps": 100,
+            "tokens": 3200,
+            "test_loss": loss + 0.01 * draw.normal(),
+            "bits_per_character": loss / np.log(2),
+            "bits_per_byte": loss / np.log(2),
+            "accuracy": 0.4,
+            "loss_by_position": np.linspace(3, loss, CONTEXT).tolist(),
+            "train_loss": loss,
+            "validation_loss": loss,
+            "peak_memory": 400 << 20,
+            "curve": [[800, 3.0], [1600, loss + 0.3], [3200, loss]],
+            "parameters": 1234,
+            "flops_per_token": 4567.0,
+            "cache_bytes": 256,
+            "reach": 8,
+            "loss_by_context": [[4, loss + 0.1], [8, loss]],
+            "attention_by_distance": [[0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05]] * 2,
+            "sample": "<script>alert('to be')</script> or not",
+            "tokens_to_target": 3200.0,
+        }
+        for arm, loss in ARMS.items()
+        for seed in range(1, seeds + 1)
+    ]
+    times = {arm: {name: [0.010 * loss, 0.011 * loss, 0.012 * loss] for name in SPEEDS} for arm, loss in ARMS.items()}
+    speed = {"machine": "a machine", "threads": 2, "load": 0.1, "contexts": {str(CONTEXT): times}}
+    claims = [Claim("RoPE learns more.", "rope", "test_loss")] if claims is None else claims
+    found = contrasts(cells, speed["contexts"], claims, [CONTEXT])
+    return {
+        "settings": {"arms": {arm: {} for arm in ARMS}, "match": "none", "tune": False, "learning_rate": 0.008},
+        "cells": cells,
+        "unfinished": [],
+        "disqualified": [],
+        "speed": speed,
+        "claims": [vars(claim) for claim in claims],
+        "contrasts": [vars(c) | {"verdict": c.verdict} for c in found],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(make_results())
+
+
+class Checker(HTMLParser):
+    """Collects what a page would fetch, and whether its elements are closed in order."""
+
+    void = {"meta", "link", "br", "img", "input", "hr"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+        fetching = {"src", "href", "xlink:href", "action", "data"}
+        self.fetched += [
+            value or "" for name, value in attributes if name in fetching and not (value or "").startswith("#")
+        ]
+        assert tag != "script"
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.void:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_file_that_fetches_nothing_and_runs_nothing(page: str) -> None:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.fetched == []
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
+    assert "@import" not in page
+    assert len(page.encode()) < 2_000_000
+
+
+def test_sections_come_in_the_order_that_a_reader_asks(page: str) -> None:
+    places = [page.index("RoPE learns more."), *(page.index(f"<h2>{section}") for section in SECTIONS)]
+    assert places == sorted(places)
+
+
+def test_a_verdict_has_its_word_from_the_interval_and_the_figures_behind_it(page: str) -> None:
+    results = make_results()
+    (told,) = verdicts(results)
+    assert told["word"] == "Better"
+    means = {a: np.mean([c["test_loss"] for c in results["cells"] if c["arm"] == a]) for a in ("rope", "original")}
+    assert f"{means['rope']:.4f}" in told["sentence"]
+    assert f"{means['original'] - means['rope']:.4f} lower" in told["sentence"]
+    assert "95 % interval -0." in told["sentence"]
+    assert "4 seeds" in told["sentence"]
+    assert 'class="word better">Better' in page
+
+
+def test_one_seed_allows_no_word_anywhere() -> None:
+    results = make_results(seeds=1)
+    assert verdicts(results)[0]["word"] == "Undecided"
+    assert "one pair says nothing" in verdicts(results)[0]["sentence"]
+    table = render(results).split("<h2>The arms")[1].split("</table>")[0]
+    assert not re.search("Better|Worse|No difference", table)
+
+
+def test_claims_about_ratios_and_sizes_read_well() -> None:
+    claims = [
+        Claim("It writes faster.", "rope", "seconds_per_token"),
+        Claim("It converges faster.", "rope", "tokens_to_target"),
+        Claim("It is larger.", "rope", "parameters"),
+        Claim("It is not there.", "swa", "test_loss"),
+    ]
+    faster, converges, larger, absent = verdicts(make_results(claims=claims))
+    assert faster["word"] == "Better"
+    assert "0.950 times the original's (95 % interval 0.9500 to 0.9500; 3 rounds" in faster["sentence"] or (
+        "0.950 times the original's." in faster["sentence"]
+    )
+    assert converges["sentence"].startswith(
+        "At a context of 8, rope reaches the original's final loss in tokens: 1.000"
+    )
+    assert larger["sentence"] == "At a context of 8, rope has parameters: 1.000 times the original's."
+    assert absent["word"] == "Undecided"
+
+
+def test_an_arm_that_missed_the_target_in_some_trainings_is_told_so() -> None:
+    results = make_results()
+    for cell in results["cells"]:
+        if cell["arm"] == "rope" and cell["seed"] == 1:
+            cell["tokens_to_target"] = None
+    claims = [Claim("It converges faster.", "rope", "tokens_to_target")]
+    found = contrasts(results["cells"], {}, claims, [CONTEXT])
+    results |= {"claims": [vars(claims[0])], "contrasts": [vars(c) | {"verdict": c.verdict} for c in found]}
+    (told,) = verdicts(results)
+    assert told["word"] == "Undecided"
+    assert "in 3 of 4 trainings" in told["sentence"]
+    assert "(3 of 4)" in render(results)
+
+
+def test_what_users_named_or_models_wrote_is_text_and_never_markup(page: str) -> None:
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "mine&lt;b&gt;" in page
+
+
+def test_a_comparison_without_claims_cells_or_timings_is_still_a_page() -> None:
+    assert "everything below is exploratory" in render(make_results(claims=[]))
+    assert "nothing was timed yet" in render(make_results(speed={}))
+    empty = render(make_results(cells=[], contrasts=[], unfinished=["context-8/rope/seed-1"]))
+    assert "1 cells are not finished: context-8/rope/seed-1" in empty
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_browser_shows_all_of_it_without_scrolling_sideways(
+    page: str, tmp_path: Path, width: int, scheme: str
+) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        told: list[str] = []
+        tab.on("console", lambda message: told.append(message.text))
+        tab.on("requestfailed", lambda request: told.append(request.url))
+        tab.goto(path.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.locator("figure svg").count() == 6
+        for section in SECTIONS:
+            assert tab.get_by_role("heading", name=section).is_visible()
+        for figure in tab.locator("figure svg").all():
+            box = figure.bounding_box()
+            assert box is not None
+            assert box["width"] > 300
+        ink, paper = (
+            sum(map(int, re.findall(r"\d+", tab.evaluate(f"getComputedStyle(document.body).{name}"))[:3]))
+            for name in ("color", "backgroundColor")
+        )
+        assert (ink < paper) == (scheme == "light")
+        assert abs(ink - paper) > 400
+        letters = tab.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill")
+        assert letters == tab.evaluate("getComputedStyle(document.body).color")
+        assert told == []
+        browser.close()
