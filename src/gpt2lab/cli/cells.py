@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -113,16 +114,19 @@ def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: 
         Progress(*columns, *clocks, console=console, disable=not console.is_terminal) as progress,
         ThreadPoolExecutor(at_once) as pool,
     ):
-        task = progress.add_task("", total=len(folders))
+        task = progress.add_task("starting", total=len(folders))
+        begun = time.monotonic()
         started = {pool.submit(start, folder, threads): folder for folder in folders}
         try:
-            for done in as_completed(started):
+            for number, done in enumerate(as_completed(started), 1):
                 folder = started[done]
                 if done.result() == 0:
-                    console.print(f"done    {_name(folder)}", highlight=False)
+                    left = (time.monotonic() - begun) / number * (len(folders) - number) / 60
+                    told = f"done    {_name(folder)} · {number}/{len(folders)} · about {left:.0f} min left"
                 else:
                     failed.append(folder)
-                    console.print(f"failed  {_name(folder)}: {why_failed(folder)}", highlight=False)
+                    told = f"failed  {_name(folder)}: {why_failed(folder)}"
+                console.print(told, highlight=False)
                 running = [_name(cell) for future, cell in started.items() if future.running()]
                 progress.update(task, advance=1, description=", ".join(running))
         except KeyboardInterrupt:  # the cells got it, too, and save what they have
