@@ -286,6 +286,7 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part
         assert sorted(rates) == [0.001, 0.002, 0.004, 0.008]
         (cell,) = [c for c in results_of(tmp_path)["cells"] if c["arm"] == arm]
         assert cell["learning_rate"] == min(rates, key=rates.__getitem__)
+        assert cell["rate_at_edge"] == (cell["learning_rate"] in (0.001, 0.008))
         assert cell["seed"] == 1
 
 

@@ -27,6 +27,7 @@ def make_results(seeds: int = 4, claims: list[Claim] | None = None, **changes: A
             "arm": arm,
             "seed": seed,
             "learning_rate": 0.008,
+            "rate_at_edge": False,
             "ff_hidden_dim": 64,
             "steps": 100,
             "tokens": 3200,
@@ -178,6 +179,17 @@ def test_a_comparison_without_claims_cells_or_timings_is_still_a_page() -> None:
     assert "nothing was timed yet" in render(make_results(speed={}))
     empty = render(make_results(cells=[], contrasts=[], unfinished=["context-8/rope/seed-1"]))
     assert "1 cells are not finished: context-8/rope/seed-1" in empty
+
+
+def test_a_learning_rate_at_the_edge_of_what_was_tried_is_marked() -> None:
+    results = make_results()
+    results["settings"]["tune"] = True
+    assert "a better one may lie beyond" not in render(results)
+    for cell in results["cells"]:
+        cell["rate_at_edge"] = cell["arm"] == "rope"
+    page = render(results)
+    assert page.count("0.008*") == 1
+    assert "a better one may lie beyond" in page
 
 
 @pytest.mark.slow

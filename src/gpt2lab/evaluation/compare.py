@@ -255,11 +255,13 @@ def _cell(folder: Path) -> dict[str, Any]:
     if state.validation_loss is not None:  # an estimate like those before it; the last record has the exact one
         curve.append([state.tokens, state.validation_loss])
     settings = yaml.safe_load((folder / CELL).read_text(encoding="utf-8"))
+    rates = [float(tried.name.removeprefix("rate-")) for tried in (folder.parent / "tune").glob("rate-*")]
     return {
         "context": context,
         "arm": arm,
         "seed": seed,
         "learning_rate": settings["learning_rate"],
+        "rate_at_edge": settings["learning_rate"] in (min(rates, default=None), max(rates, default=None)),
         "ff_hidden_dim": settings["ff_hidden_dim"],
         "steps": state.step,
         "tokens": state.tokens,

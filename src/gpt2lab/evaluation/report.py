@@ -133,6 +133,7 @@ class _Page:
                     "seeds": len(cells),
                     "parameters": cells[0]["parameters"],
                     "learning_rate": cells[0]["learning_rate"],
+                    "rate_at_edge": cells[0]["rate_at_edge"],
                     "difference": found,
                     "word": WORDS[found["verdict"]] if found else "",
                     "primary": bool(found and found["claim"] is not None),
