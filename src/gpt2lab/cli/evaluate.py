@@ -64,7 +64,10 @@ def evaluate_command(
         raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
-        model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
+        try:
+            model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
+        except InputError as error:
+            raise InputError(f"{run}: {error}") from None
         model.to(choose_device(device))
         if text is None:
             source = Text.open(data_settings_of(run), tokenizer)

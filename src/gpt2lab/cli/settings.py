@@ -152,12 +152,12 @@ class ModelSettings:
         )
 
     @classmethod
-    def describing(cls, config: GPT2Config, attention: str | None) -> "ModelSettings":
+    def describing(cls, config: GPT2Config, attention: str | None, variant: Variant = "original") -> "ModelSettings":
         """The settings that ask for exactly this configuration, whatever the variants may become."""
         values = config.to_dict()
         values["context_size"] = values.pop("max_seq_len")
         values["window"] = format_window(config.window)
-        values |= {"variant": "original", "attention": attention, "num_kv_heads": config.kv_heads}
+        values |= {"variant": variant, "attention": attention, "num_kv_heads": config.kv_heads}
         del values["vocab_size"]
         return cls(**values)
 
@@ -310,8 +310,10 @@ def load_attention(spec: str | None) -> Mechanism | None:
         return None
     file, _, name = spec.rpartition(":")
     path = Path(file)
-    if not file or not path.is_file():
-        raise InputError(f"--attention {spec}: there is no file {file or spec!r}; write it as file.py:ClassName")
+    if not file:
+        raise InputError(f"--attention {spec}: the class is missing; write it as file.py:ClassName")
+    if not path.is_file():
+        raise InputError(f"--attention {spec}: there is no file {file!r}; write it as file.py:ClassName")
     module_spec = importlib.util.spec_from_file_location(f"attention file {path.resolve()}", path)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"--attention {spec}: {file} is not a Python file")

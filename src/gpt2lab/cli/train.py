@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -91,7 +92,7 @@ def train(
     train_dataset = text.dataset("train", settings.max_seq_len)
     validation = text.dataset("validation", settings.max_seq_len) if data.validation_fraction > 0 else None
 
-    described = ModelSettings.describing(settings, model.attention)
+    described = ModelSettings.describing(settings, model.attention, model.variant)
     if resume is not None:
         _refuse_changes("--resume", model, described)
     elif init_from is not None:
@@ -100,7 +101,7 @@ def train(
     if resume is not None:
         trainer.restore(find_checkpoint(run, "last"))
         if (step := trainer.state.step) >= trainer.steps:
-            raise InputError(f"{run} is finished ({step} steps); --max-steps with a larger number goes on")
+            raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
     if tensorboard:
         trainer.sinks.append(tensorboard_sink(run))
     if wandb is not None:
@@ -116,7 +117,7 @@ def train(
     plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
     if result.stopped_by is None:
         _write_samples(network, int(train_dataset.tokens[0]), text.tokenizer, run, result.step)
-    return _tell(run, result, trainer.state.seconds)
+    return _tell(run, result, trainer.state.seconds, model.attention)
 
 
 def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
@@ -125,18 +126,19 @@ def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
     return max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
 
 
-def _tell(run: Path, result: TrainingResult, seconds: float) -> int:
+def _tell(run: Path, result: TrainingResult, seconds: float, attention: str | None) -> int:
     """The last lines on screen, and the exit code."""
+    again = shlex.quote(str(run)) + (f" --attention {shlex.quote(attention)}" if attention else "")
     if result.stopped_by is not None:
         saved = (
-            f"saved; go on with: gpt2lab train --resume {run}" if result.step else "before there was anything to save"
+            f"saved; go on with: gpt2lab train --resume {again}" if result.step else "before there was anything to save"
         )
         console.print(f"stopped at step {result.step}, {saved}", highlight=False)
         return 128 + result.stopped_by
     loss = "" if result.validation_loss is None else f" · validation loss {result.validation_loss:.4f} nats/token"
     console.print(f"done: {result.step} steps in {seconds:.0f} s{loss}", highlight=False)
     console.print(f"  run folder  {run}\n  loss curve  {run / 'loss.svg'}\n  samples     {run / 'samples.txt'}")
-    console.print(f"next: gpt2lab evaluate {run} · gpt2lab generate {run}", highlight=False)
+    console.print(f"next: gpt2lab evaluate {again} · gpt2lab generate {again}", highlight=False)
     return 0
 
 
@@ -152,7 +154,10 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         given = arguments.get(option, default=None)
         if given is None or not given.tokens:
             continue
-        path = Path(given.tokens[0].value) / ("config.yaml" if option == "--resume" else "")
+        path = Path(given.tokens[0].value)
+        if option == "--resume":
+            find_checkpoint(path, "last")  # or this tells that it is no run
+            path /= "config.yaml"
         values = read_settings(path)
         if commands[:1] == ("compare",):  # which reads these itself
             values = {name: value for name, value in values.items() if name not in ("arms", "claims")}

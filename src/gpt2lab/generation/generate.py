@@ -96,7 +96,7 @@ def stream(
                     warnings.warn(
                         f"the context of {context} tokens is full: the oldest half is dropped each time this happens "
                         "(a model with RoPE and a window in every layer would go on without)",
-                        stacklevel=2,
+                        stacklevel=3,  # past torch's own frame
                     )
                 dropped = True
                 rows = [row[-((context + 1) // 2) :] if len(row) > context else row for row in rows]

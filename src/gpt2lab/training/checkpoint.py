@@ -140,7 +140,11 @@ def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
     run = Path(run)
     found = checkpoints_of(run)
     if not found:
+        if run.is_file():
+            raise InputError(f"{run} is a file, not the folder of a run")
         wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
+        if below := [str(folder) for folder in sorted(run.glob("*")) if checkpoints_of(folder)]:
+            raise InputError(f"{run} is not the folder of a run, but these are: {', '.join(below[:10])}")
         raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
     if which == "last":
         return found[-1]
