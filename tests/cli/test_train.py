@@ -304,7 +304,7 @@ def test_a_finished_run_is_not_resumed_but_made_longer_on_request(
     before = (tmp_path / "metrics.jsonl").read_bytes()
     done = command("train", "--resume", tmp_path)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "finished (3 steps)" in done.err
+    assert "is at step 3 already" in done.err
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert command("train", "--resume", tmp_path, "--max-steps", 5).code == 0
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [3, 5]

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
     windows = [block.attention.window or context for block in model.blocks]
     batch, _ = TokenDataset(few, context, model.config.vocab_size).__getitems__(range(0, len(few) - context, context))
     first = torch.tensor([[int(tokens[0])]])
-    sample = generate(model, first, 300, temperature=0.8, seed=seed)[0]
+    with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
+        sample = generate(model, first, 300, temperature=0.8, seed=seed)[0]
     return Measurements(
         parameters=model.num_parameters(),
         flops_per_token=model.flops_per_token(),
