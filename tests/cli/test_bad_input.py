@@ -255,6 +255,19 @@ def test_a_folder_that_is_no_run_is_refused(command: Command, tmp_path: Path) ->
         assert_one_sentence(command(name), "requires an argument")
 
 
+def test_a_folder_above_runs_and_a_file_are_told_from_a_run(command: Command, modern: Path, tmp_path: Path) -> None:
+    shutil.copytree(modern, tmp_path / "runs" / "first")
+    for name in ("evaluate", "generate", "train --resume"):
+        done = command(*name.split(), tmp_path / "runs")
+        assert_one_sentence(done, "is not the folder of a run, but these are", str(tmp_path / "runs" / "first"))
+        assert_one_sentence(command(*name.split(), modern / "tokenizer.json"), "is a file, not the folder of a run")
+        assert_one_sentence(command(*name.split(), tmp_path / "none"), "does not exist")
+
+
+def test_an_argument_without_its_option_is_told_where_it_may_belong(command: Command, text: Path) -> None:
+    assert_one_sentence(command("train", text), str(text), f"--text {text}", "--help")
+
+
 def test_going_on_with_another_optimiser_is_refused_and_changes_nothing(
     command: Command, modern: Path, tmp_path: Path
 ) -> None:

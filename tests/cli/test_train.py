@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -373,6 +374,11 @@ def test_going_on_from_a_model_keeps_its_architecture_and_says_so(
     assert "leave out num_layers, window" in done.err
 
 
+def test_the_settings_of_a_run_keep_the_name_of_its_variant(modern: Path) -> None:
+    settings = yaml.safe_load((modern / "config.yaml").read_text(encoding="utf-8"))
+    assert (settings["variant"], settings["position"], settings["window"]) == ("modern", "rope", "4")
+
+
 # A user's own attention
 
 
@@ -385,6 +391,8 @@ def test_an_attention_of_ones_own_trains_evaluates_and_writes_and_is_asked_for_a
     options = [*TINY, "--position", "none", "--window", 8, "--num-kv-heads", 2, "--max-steps", 5, "--out", run]
     done = command("train", "--text", rhyme_file, *options, *attention)
     assert done.code == 0, done.err
+    for printed in re.findall(r"gpt2lab ((?:evaluate|generate) .+?)(?= ·|\n)", done.out):  # as it stands
+        assert command(*shlex.split(printed)).code == 0
     stored = (find_checkpoint(run) / "attention.py").read_text(encoding="utf-8")
     assert stored.strip() == ALIBI[ALIBI.index("class ALiBi") :].strip()
     for use in (["evaluate", run, "--json"], ["generate", run, "--tokens", 30, "--prompt", "the "]):
