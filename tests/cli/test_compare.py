@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import yaml
 
 from gpt2lab.cli import main
+from gpt2lab.cli.grid import plan
+from gpt2lab.cli.settings import ModelSettings, RunSettings
 from gpt2lab.model import GPT2
 from gpt2lab.training import find_checkpoint, load
 from gpt2lab.training.checkpoint import read_state
-from tests.cli.conftest import Command, Finished, environment, program, start
+from tests.cli.conftest import Command, Finished, program, start
 
 MECHANISMS = """
 import torch
@@ -165,6 +168,22 @@ def test_curves_peak_memory_and_costs_are_there(grid: tuple[Path, Finished]) -> 
     assert all(c["tokens_to_target"] <= c["tokens"] for c in original)
 
 
+def test_arms_are_timed_though_a_cell_failed_and_again_only_if_asked(
+    grid: tuple[Path, Finished], command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(grid[0], out)
+    timed = json.loads((out / "speed.json").read_text())
+    assert set(timed["8"]["arms"]) == {"original", "rope", "narrow"}
+    for arm in timed["8"]["arms"].values():
+        assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in arm.values())
+    assert command("report", out).code == 0
+    assert json.loads((out / "speed.json").read_text()) == timed
+    assert command("report", out, "--rounds", 3).code == 0
+    again = json.loads((out / "speed.json").read_text())
+    assert all(len(seconds) == 3 for arm in again["8"]["arms"].values() for seconds in arm.values())
+
+
 # Going on
 
 
@@ -180,13 +199,13 @@ def test_the_same_command_redoes_nothing_and_other_settings_are_refused(
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings))
     again = command("compare", "--config", tmp_path / "again.yaml", "--rounds", 0, "--out", out)
     assert again.code == 0, again.err
-    assert "4 cells" not in again.out.split("cells:")[0]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     other = command("compare", "--config", tmp_path / "again.yaml", "--learning-rate", 1e-3, "--out", out)
     assert other.code == 2
     assert "learning_rate was 0.008, now 0.001" in other.err
     settings["claims"] = []
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(settings))
+    assert yaml.safe_load(config.read_text())["learning_rate"] == 0.008  # what was refused is not written down
     late = command("compare", "--config", tmp_path / "again.yaml", "--out", out)
     assert late.code == 2
     assert "declared before it ran" in late.err
@@ -243,29 +262,19 @@ def test_shards_copied_together_are_the_whole(rhyme_file: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("match", ["parameters", "compute"])
-def test_matched_arms_are_as_large_or_as_costly_as_the_original(
-    match: str, rhyme_file: Path, tmp_path: Path, command: Command
-) -> None:
-    sizes = "--embed-dim 32 --num-heads 4 --num-layers 2 --steps 1 --seeds 1 --contexts 12 --rounds 0".split()
-    grid = ["--match", match, "--variants", "mqa,swa,modern", "--text", rhyme_file, "--out", tmp_path]
-    # Nothing has to be trained to see what would be.
-    refused = command("compare", *grid, *sizes, "--max-hours", 0)
-    assert refused.code == 2
-    done = command("compare", *grid, *sizes, "--shard", "9999/9999")
-    assert done.code == 0, done.err
-    models = {}
-    for path in tmp_path.glob("context-12/*/seed-1/cell.yaml"):
-        settings = yaml.safe_load(path.read_text())
-        windows = None if settings["window"] == "full" else int(settings["window"])
-        models[path.parts[-3]] = GPT2(
-            14, 12, 32, 4, settings["ff_hidden_dim"], 2,
-            position=settings["position"], num_kv_heads=settings["num_kv_heads"], window=windows,
-        )  # fmt: skip
+def test_matched_arms_are_as_large_or_as_costly_as_the_original(match: Literal["parameters", "compute"]) -> None:
+    base = RunSettings(model=ModelSettings(embed_dim=32, num_heads=4, num_layers=2))
+    arms = {name: {"variant": name} for name in ("original", "mqa", "swa", "modern")}
+    planned = plan(base, arms, [12], 14, match)
+    models = {arm: GPT2.from_config(settings.model.config(14)) for (_, arm), settings in planned.items()}
     size = {"parameters": GPT2.num_parameters, "compute": GPT2.flops_per_token}[match]
-    unit = 2 * 65 if match == "parameters" else 2 * 4 * 32
+    unit = {"parameters": 2 * 65, "compute": 2 * 4 * 32}[match]  # of one more hidden value in both layers
     for arm, model in models.items():
         assert abs(size(model) - size(models["original"])) <= unit / 2, arm
-    assert len(models) == 4
+        as_it_was = {"parameters": {"original", "swa"}, "compute": {"original"}}[match]  # a window has no parameters
+        assert (model.config.ff_hidden_dim > 128) == (arm not in as_it_was)
+    unmatched = plan(base, arms, [12], 14, "none")
+    assert {settings.model.ff_hidden_dim for settings in unmatched.values()} == {128}
 
 
 @pytest.mark.slow
@@ -350,6 +359,9 @@ def test_a_ray_cluster_gives_the_same_numbers(rhyme_file: Path, tmp_path: Path) 
         ("--arm mine=nowhere.py:Mine", ["the arm mine", "no file"]),
         ("--arm ../mine=nowhere.py:Mine", ["letters, digits"]),
         ("--variants swa --contexts 1", ["swa", "very same model as original", "leave it out"]),
+        ("--variants original", ["nothing to compare original with"]),
+        ("--arm original=nowhere.py:Mine", ["nothing to compare original with"]),
+        ("--minutes 1 --shard 1/2", ["--steps"]),
         ("--variants gqa,mqa --num-heads 2", ["gqa", "very same model as original"]),
         ("--contexts 0", ["context_size is 0"]),
         ("--contexts 8,x", ["x"]),
@@ -391,6 +403,9 @@ def test_a_grid_that_makes_no_sense_is_refused_before_anything_trains(
         ("arms: {mine: 5}", ["the arm mine has to hold options"]),
         ("arms: {mine: {windw: 3}}", ["unknown option 'windw'", "did you mean window?"]),
         ("arms: {mine: {seed: 3}}", ["unknown option 'seed'"]),
+        ("arms: {mine: {accumulation_steps: 3}}", ["unknown option 'accumulation_steps'"]),
+        ("arms: {original: {window: 3}, mine: {variant: rope}}", ["the arm original is GPT-2 itself"]),
+        ("arms: {mine: {variant: rope}}\nclaims: [{says: x, arm: [mine], measure: test_loss}]", ["['mine']"]),
         ("arms: {mine: {num_heads: 3}}", ["the arm mine", "does not divide"]),
         ("arms: {mine: {embed_dim: wide}}", ["the arm mine"]),
         ("arms: {mine: {learning_rate: -1}}", ["the arm mine", "learning_rate is -1"]),
@@ -468,8 +483,3 @@ def test_help_explains_the_grid(command: Command) -> None:
     ) in "variants arm contexts seeds steps tokens minutes random match tune threads shard ray max-hours".split():
         assert f"--{option}" in told
     assert main(["report", "--help"]) == 0
-
-
-def test_nothing_of_the_environment_is_needed(grid: tuple[Path, Finished]) -> None:
-    assert "PYTHONPATH" not in environment()
-    assert grid[1].err.count("\n") <= 3, grid[1].err

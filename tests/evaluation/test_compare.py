@@ -115,7 +115,28 @@ def test_an_arm_that_never_came_down_to_the_original_gets_no_ratio_and_no_word()
         *(cell("rope", seed, 2.0, tokens_to_target=None if seed == 2 else 500) for seed in (1, 2, 3)),
     ]
     found = of(contrasts(cells, {}, [], [25]), "rope", "tokens_to_target")
-    assert (found.missed, found.pairs, found.mean, found.verdict) == (1, 3, None, None)
+    assert (found.missed, found.later, found.pairs, found.mean) == (1, 1, 3, None)
+    assert found.verdict == "no difference shown"
+
+
+@pytest.mark.parametrize(("missed", "word"), [(8, "worse"), (4, "no difference shown"), (1, "no difference shown")])
+def test_arms_that_miss_the_target_are_judged_by_a_sign_test(missed: int, word: str) -> None:
+    cells = [
+        cell(
+            arm,
+            seed,
+            2.0,
+            tokens_to_target=None if arm == "rope" and seed <= missed else 900 if arm == "rope" else 1000,
+        )
+        for arm in ("original", "rope")
+        for seed in range(1, 9)
+    ]
+    claim = Claim("sooner", "rope", "tokens_to_target")
+    found = of(contrasts(cells, {}, [claim], [25]), "rope", "tokens_to_target")
+    later_or_sooner = 2 * sum(math.comb(8, k) for k in range(9) if k >= max(missed, 8 - missed)) / 2**8
+    assert (later_or_sooner < 0.05) == (word == "worse")
+    assert found.verdict == word
+    assert found.later == missed
 
 
 def test_a_claim_is_about_its_own_context_or_the_first() -> None:

@@ -53,9 +53,9 @@ def make_results(seeds: int = 4, claims: list[Claim] | None = None, **changes: A
         for seed in range(1, seeds + 1)
     ]
     times = {arm: {name: [0.010 * loss, 0.011 * loss, 0.012 * loss] for name in SPEEDS} for arm, loss in ARMS.items()}
-    speed = {"machine": "a machine", "threads": 2, "load": 0.1, "contexts": {str(CONTEXT): times}}
+    speed = {str(CONTEXT): {"machine": "a machine", "threads": 2, "load_before": 0.1, "arms": times}}
     claims = [Claim("RoPE learns more.", "rope", "test_loss")] if claims is None else claims
-    found = contrasts(cells, speed["contexts"], claims, [CONTEXT])
+    found = contrasts(cells, {str(CONTEXT): times}, claims, [CONTEXT])
     return {
         "settings": {"arms": {arm: {} for arm in ARMS}, "match": "none", "tune": False, "learning_rate": 0.008},
         "cells": cells,
@@ -118,13 +118,14 @@ def test_sections_come_in_the_order_that_a_reader_asks(page: str) -> None:
 def test_a_verdict_has_its_word_from_the_interval_and_the_figures_behind_it(page: str) -> None:
     results = make_results()
     (told,) = verdicts(results)
-    assert told["word"] == "Better"
+    assert told["word"] == "Holds"
     means = {a: np.mean([c["test_loss"] for c in results["cells"] if c["arm"] == a]) for a in ("rope", "original")}
     assert f"{means['rope']:.4f}" in told["sentence"]
     assert f"{means['original'] - means['rope']:.4f} lower" in told["sentence"]
     assert "95 % interval -0." in told["sentence"]
     assert "4 seeds" in told["sentence"]
-    assert 'class="word better">Better' in page
+    assert 'class="word better">Holds' in page
+    assert 'class="word better">Better' in page[page.index("<h2>The arms") :]
 
 
 def test_one_seed_allows_no_word_anywhere() -> None:
@@ -139,11 +140,11 @@ def test_claims_about_ratios_and_sizes_read_well() -> None:
     claims = [
         Claim("It writes faster.", "rope", "seconds_per_token"),
         Claim("It converges faster.", "rope", "tokens_to_target"),
-        Claim("It is larger.", "rope", "parameters"),
+        Claim("It is larger.", "rope", "parameters", expects="more"),
         Claim("It is not there.", "swa", "test_loss"),
     ]
     faster, converges, larger, absent = verdicts(make_results(claims=claims))
-    assert faster["word"] == "Better"
+    assert faster["word"] == "Holds"
     assert "0.950 times the original's (95 % interval 0.9500 to 0.9500; 3 rounds" in faster["sentence"] or (
         "0.950 times the original's." in faster["sentence"]
     )
@@ -152,6 +153,17 @@ def test_claims_about_ratios_and_sizes_read_well() -> None:
     )
     assert larger["sentence"] == "At a context of 8, rope has parameters: 1.000 times the original's."
     assert absent["word"] == "Undecided"
+
+
+def test_a_claim_of_more_holds_where_there_is_more() -> None:
+    results = make_results(claims=[Claim("It is larger.", "rope", "parameters", expects="more")])
+    assert verdicts(results)[0]["word"] == "No difference shown"
+    for cell in results["cells"]:
+        cell["parameters"] += 10 if cell["arm"] == "rope" else 0
+    claims = [Claim("It is larger.", "rope", "parameters", expects="more")]
+    found = contrasts(results["cells"], {}, claims, [CONTEXT])
+    results["contrasts"] = [vars(c) | {"verdict": c.verdict} for c in found]
+    assert verdicts(results)[0]["word"] == "Holds"
 
 
 def test_an_arm_that_missed_the_target_in_some_trainings_is_told_so() -> None:
@@ -163,7 +175,7 @@ def test_an_arm_that_missed_the_target_in_some_trainings_is_told_so() -> None:
     found = contrasts(results["cells"], {}, claims, [CONTEXT])
     results |= {"claims": [vars(claims[0])], "contrasts": [vars(c) | {"verdict": c.verdict} for c in found]}
     (told,) = verdicts(results)
-    assert told["word"] == "Undecided"
+    assert told["word"] == "No difference shown"
     assert "in 3 of 4 trainings" in told["sentence"]
     assert "(3 of 4)" in render(results)
 

@@ -6,6 +6,7 @@
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from gpt2lab.files import atomic_write
 from gpt2lab.training import Trainer, find_checkpoint, load
 from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from gpt2lab.training.hardware import describe_machine
+from gpt2lab.training.metrics import read_metrics
 
 LOG = "log.txt"
 
@@ -47,24 +49,28 @@ def prepare(folder: Path, settings: RunSettings) -> None:
         InputError: the folder holds a cell with other settings.
     """
     path = folder / CELL
-    planned = folder / f"{CELL}.planned"
-    settings.save(planned)
-    try:
-        if path.exists() and read_settings(path) != read_settings(planned):
-            old, new = read_settings(path), read_settings(planned)
-            changed = [f"{n} was {old.get(n)}, now {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)]
-            raise InputError(
-                f"{folder} was begun with other settings ({'; '.join(changed)}); choose another --out, or the same "
-                "settings to go on"
-            )
-        planned.replace(path)
-    finally:
-        planned.unlink(missing_ok=True)
+    if not path.exists():
+        settings.save(path)
+        return
+    old, new = read_settings(path), settings.values()
+    changed = [f"{n} was {old.get(n)}, now {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)]
+    if changed:
+        raise InputError(
+            f"{folder} was begun with other settings ({'; '.join(changed)}); choose another --out, or the same again"
+        )
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a cell is trained and measured; one that only tries a learning rate keeps away from the test part."""
-    return (folder / MEASUREMENTS).exists() or (_only_tunes(folder) and _is_trained(folder))
+    if _only_tunes(folder):
+        return _is_trained(folder) or has_diverged(folder)
+    return (folder / MEASUREMENTS).exists()
+
+
+def has_diverged(folder: Path) -> bool:
+    """Whether a training ended because its loss was no number any more."""
+    records = read_metrics(folder / "metrics.jsonl")
+    return bool(records) and not math.isfinite(records[-1]["loss"])
 
 
 def _only_tunes(folder: Path) -> bool:
@@ -91,7 +97,9 @@ def run_cell(folder: Path) -> int:
             what = ["--resume", str(folder)] if begun else ["--config", str(folder / CELL), "--out", str(folder)]
             spec = settings.get("attention")
             status = main(["train", *what, *(["--attention", spec] if spec else [])])
-            if status != 0 or _only_tunes(folder):
+            if _only_tunes(folder):
+                return 0 if is_finished(folder) else status
+            if status != 0:
                 return status
         model, tokenizer = load(folder, attention=load_attention(settings.get("attention")), checkpoint="last")
         text = Text.open(data_settings_of(folder), tokenizer)
@@ -106,7 +114,10 @@ def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: 
     folders = [folder for folder in folders if not is_finished(folder)]
     if not folders:
         return []
-    start = _on_ray(ray_address) if ray_address is not None else _in_process
+    start: Callable[[Path, int], int] = _in_process
+    if ray_address is not None:
+        start, cpus = _on_ray(ray_address)
+        at_once = max(1, cpus // threads)
     failed: list[Path] = []
     columns = ("cells", BarColumn(bar_width=24), MofNCompleteColumn(), "{task.description}")
     clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
@@ -120,13 +131,13 @@ def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: 
         try:
             for number, done in enumerate(as_completed(started), 1):
                 folder = started[done]
-                if done.result() == 0:
+                if done.exception() is None and done.result() == 0:
                     left = (time.monotonic() - begun) / number * (len(folders) - number) / 60
                     told = f"done    {_name(folder)} · {number}/{len(folders)} · about {left:.0f} min left"
                 else:
                     failed.append(folder)
-                    told = f"failed  {_name(folder)}: {why_failed(folder)}"
-                console.print(told, highlight=False)
+                    told = f"failed  {_name(folder)}: {done.exception() or why_failed(folder)}"
+                console.print(told, highlight=False, markup=False)
                 running = [_name(cell) for future, cell in started.items() if future.running()]
                 progress.update(task, advance=1, description=", ".join(running))
         except KeyboardInterrupt:  # the cells got it, too, and save what they have
@@ -135,28 +146,29 @@ def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: 
     return failed
 
 
-def time_arms(out: Path, rounds: int) -> None:
-    """Time all arms of a comparison alternately, and write ``speed.json``; what it already holds is kept."""
+def time_arms(out: Path, rounds: int, again: bool = False) -> None:
+    """Time all arms of a comparison alternately, and write ``speed.json``; a context that it holds is only timed again
+    if that is asked for."""
     path = out / SPEED
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    contexts: dict[str, dict[str, dict[str, list[float]]]] = {}
     arms: dict[str, dict[str, Path]] = {}
     for cell in sorted(out.glob("context-*/*/seed-*")):
         if is_finished(cell):
             arms.setdefault(cell.parts[-3].removeprefix("context-"), {}).setdefault(cell.parts[-2], cell)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for context, folders in arms.items():
-            before = known.get("contexts", {}).get(context, {})
-            if set(before) == set(folders) and all(len(t) >= rounds for a in before.values() for t in a.values()):
-                contexts[context] = before
+            before = known.get(context, {}).get("arms", {})
+            if not again and set(before) == set(folders):
                 continue
+            load = os.getloadavg()[0]
             task = progress.add_task(f"timing at a context of {context}", total=(rounds + 1) * len(folders))
             trainers = {arm: _trainer_of(folder) for arm, folder in folders.items()}
             with warnings.catch_warnings(action="ignore"):  # that a context is full is what is timed
-                contexts[context] = measure_speed(trainers, rounds, partial(progress.advance, task))
-    about = {"machine": describe_machine(), "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
-    with atomic_write(path) as file:
-        file.write(json.dumps(about | {"contexts": contexts}, indent=1).encode())
+                found = measure_speed(trainers, rounds, partial(progress.advance, task))
+            about = {"machine": describe_machine(), "threads": torch.get_num_threads(), "load_before": load}
+            known[context] = about | {"arms": found}
+            with atomic_write(path) as file:
+                file.write(json.dumps(known, indent=1).encode())
 
 
 def _trainer_of(cell: Path) -> Trainer:
@@ -186,8 +198,8 @@ def _in_process(folder: Path, threads: int) -> int:
         return subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
 
 
-def _on_ray(address: str) -> Callable[[Path, int], int]:
-    """The same on a worker of a Ray cluster, which has to see the same folders."""
+def _on_ray(address: str) -> tuple[Callable[[Path, int], int], int]:
+    """The same on a worker of a Ray cluster, which has to see the same folders; and the CPUs of that cluster."""
     try:
         import ray
     except ImportError:
@@ -198,7 +210,8 @@ def _on_ray(address: str) -> Callable[[Path, int], int]:
         task = ray.remote(_in_process).options(num_cpus=threads, max_retries=0)
         return int(ray.get(task.remote(folder.resolve(), threads)))
 
-    return start
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return start, int(resources.get("CPU", 1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -43,7 +44,10 @@ from gpt2lab.training import TrainerConfig
 from gpt2lab.training.hardware import choose_device
 
 # What the grid itself decides, so that an arm cannot.
-OF_THE_GRID = {"context_size", "random_config", "random_seed", "max_steps", "max_epochs", "batch_size", "seed", "out"}
+OF_THE_GRID = {
+    *("context_size", "random_config", "random_seed", "max_steps", "max_epochs", "batch_size", "accumulation_steps"),
+    *("eval_every", "eval_tokens", "checkpoint_every", "device", "precision", "compile", "num_workers", "seed", "out"),
+}
 ARM_OPTIONS = {f.name for kind in (ModelSettings, TrainerConfig) for f in dataclasses.fields(kind)} - OF_THE_GRID
 # What cannot be shared by all arms.
 ARM_CHOICES = ("variant", "context_size", "attention", "random_config", "random_seed")
@@ -138,6 +142,9 @@ def compare(
     claims = _claims(written.get("claims"), arms, contexts)
     part, parts = _shard(shard)
     budget = _budget(steps=steps if steps is not None else training.max_steps, tokens=tokens, minutes=minutes)
+    if "minutes" in budget and parts > 1:
+        raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
+    before = _before(out, claims, contexts)
     _check(data, model, training, seeds=seeds, threads=threads, rounds=rounds)
     with console.status("reading the text"):
         text = Text.open(data)
@@ -145,21 +152,28 @@ def compare(
     base = RunSettings(dataclasses.replace(data, text_sha256=text.corpus.sha256), model, training)
     planned = plan(base, arms, contexts, text.tokenizer.vocab_size, match)
     grid = {"arms": arms, "claims": claims, "contexts": contexts, "seeds": seeds, "match": match, "tune": tune}
-    _save(out, grid | budget, base)
     step_seconds = try_all(planned, text, out, threads)
+    settled = {c: settle_steps(budget, planned[c, BASELINE], step_seconds[c, BASELINE]) for c in contexts}
+    if before.get("minutes") == minutes:  # the clock would give other numbers the second time
+        settled |= before.get("settled_steps", {})
     runnable = {
-        key: settings.trained_with(max_steps=settle_steps(budget, settings, step_seconds[key[0], BASELINE], out))
+        key: settings.trained_with(max_steps=settled[key[0]])
         for key, settings in planned.items()
         if key in step_seconds
     }
-    tuning = [cell for key, settings in runnable.items() for cell in tuning_cells(out, key, settings)] if tune else []
+    tuning = {key: tuning_cells(out, key, settings) if tune else [] for key, settings in runnable.items()}
     cells = [
         Cell(key, arm_folder(out, key) / f"seed-{seed}", settings.trained_with(seed=seed))
         for seed in range(training.seed + 1, training.seed + seeds + 1)
         for key, settings in runnable.items()
     ]
     at_once = 1 if choose_device(training.device).type == "cuda" else max(1, (os.cpu_count() or 1) // threads)
-    hours = estimate_hours([*tuning, *cells], step_seconds, text, at_once)
+    units = list(dict.fromkeys(cell.key if tune else cell.folder for cell in cells))
+    of_this_shard = {unit for number, unit in enumerate(units) if number % parts == part - 1}
+    cells = [cell for cell in cells if (cell.key if tune else cell.folder) in of_this_shard]
+    mine = {cell.key for cell in cells}
+    tries = [cell for key in tuning if key in mine for cell in tuning[key]]
+    hours = estimate_hours([*tries, *cells], step_seconds, text, at_once)
     console.print(
         f"{len(cells)} cells: {len(arms)} arms × {len(contexts)} contexts × {seeds} seeds, {at_once} at once; "
         f"about {_duration(hours)} for those that are left",
@@ -170,23 +184,22 @@ def compare(
             f"this would take about {hours:.1f} hours, more than --max-hours {max_hours:g}: make the grid smaller, "
             "share it out with --shard, or allow more"
         )
-    units = list(dict.fromkeys(cell.key if tune else cell.folder for cell in cells))
-    mine = {unit for number, unit in enumerate(units) if number % parts == part - 1}
-    run = partial(run_cells, threads=threads, at_once=at_once, ray_address=ray)
-    for cell in tuning:
+    for cell in tries or cells:
         prepare(cell.folder, cell.settings)
-    failed = run([cell.folder for cell in tuning if cell.key in mine])
+    _save(out, grid | budget | ({"settled_steps": settled} if minutes else {}), base)
+    run = partial(run_cells, threads=threads, at_once=at_once, ray_address=ray)
+    failed = run([cell.folder for cell in tries])
     if tune:
-        rates = {key: best_rate(arm_folder(out, key)) for key in runnable}  # None: another shard's, or all failed
+        rates = {key: best_rate(tuning[key]) for key in mine}
         cells = [
             dataclasses.replace(cell, settings=cell.settings.trained_with(learning_rate=rate))
             for cell in cells
             if (rate := rates[cell.key]) is not None
         ]
-    for cell in cells:
-        prepare(cell.folder, cell.settings)
-    failed += run([cell.folder for cell in cells if (cell.key if tune else cell.folder) in mine])
-    if rounds and all(is_finished(cell.folder) for cell in cells):
+        for cell in cells:
+            prepare(cell.folder, cell.settings)
+    failed += run([cell.folder for cell in cells])
+    if rounds and parts == 1 and all(is_finished(cell.folder) or cell.folder in failed for cell in cells):
         time_arms(out, rounds)
     write_report(out)
     if failed:
@@ -227,11 +240,25 @@ def _arms(
         arms[name] = {"attention": attention}
     if random and len(contexts) > 1:
         raise InputError("random architectures are drawn for one context; give one with --contexts")
-    for number in range(1, random + 1):
-        drawn = random_architecture(seed + number, contexts[0])
-        arms[f"random-{number}"] = drawn | {"window": format_window(drawn["window"])}
+    arms |= _drawn(random, seed, contexts[0])
     _check_arms(arms)
+    if not arms.keys() - {BASELINE}:
+        raise InputError(f"there is nothing to compare {BASELINE} with; name other --variants, an --arm, or --random N")
+    if arms.pop(BASELINE, {"variant": BASELINE}) not in ({}, {"variant": BASELINE}):
+        raise InputError(
+            f"the arm {BASELINE} is GPT-2 itself, which the others are compared with; call yours otherwise"
+        )
     return {BASELINE: {"variant": BASELINE}} | arms
+
+
+def _drawn(count: int, seed: int, context: int) -> dict[str, Options]:
+    """Different random architectures, a function of the seed."""
+    draws = (random_architecture(seed + number, context) for number in itertools.count(1))
+    distinct: list[Options] = []
+    while len(distinct) < count:
+        if (drawn := next(draws)) not in distinct:
+            distinct.append(drawn)
+    return {f"random-{n}": drawn | {"window": format_window(drawn["window"])} for n, drawn in enumerate(distinct, 1)}
 
 
 def _check_arms(arms: dict[str, Options]) -> None:
@@ -253,17 +280,24 @@ def _meant(name: str, known: Iterable[str]) -> str:
 def _claims(written: object, arms: dict[str, Options], contexts: list[int]) -> list[dict[str, Any]]:
     if not isinstance(written, list | None):
         raise InputError("claims have to be a list, each with says, arm and measure")
+    declared: set[tuple[str, str, int]] = set()
     for claim in written or ():
         try:
             parsed = Claim(**claim)
         except TypeError:
             raise InputError(f"the claim {claim!r} needs says, arm and measure, and may have a context") from None
-        if parsed.arm not in arms or parsed.arm == BASELINE:
+        if not isinstance(parsed.arm, str) or parsed.arm not in arms or parsed.arm == BASELINE:
             raise InputError(f"a claim is about the arm {parsed.arm!r}{_meant(str(parsed.arm), arms)}")
         if parsed.measure not in get_args(MeasureName):
             raise InputError(f"a claim measures {parsed.measure!r}{_meant(str(parsed.measure), get_args(MeasureName))}")
         if parsed.context not in (None, *contexts):
             raise InputError(f"a claim is about a context of {parsed.context}, which is not in --contexts")
+        if parsed.expects not in ("less", "more"):
+            raise InputError(f"a claim expects {parsed.expects!r}; it has to be less or more")
+        contrast = parsed.arm, parsed.measure, parsed.context or contexts[0]
+        if contrast in declared:
+            raise InputError(f"two claims are about the same: {', '.join(map(str, contrast))}")
+        declared.add(contrast)
     return written or []
 
 
@@ -301,13 +335,26 @@ def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig, **
         raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
 
 
-def _save(out: Path, grid: Options, base: RunSettings) -> None:
-    """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
+def _before(out: Path, claims: list[dict[str, Any]], contexts: list[int]) -> dict[str, Any]:
+    """What ``comparison.yaml`` says already, if it is there; its claims are kept once anything has run."""
     path = out / COMPARISON
-    if path.exists() and (read_settings(path).get("claims") or []) != grid["claims"] and any(out.glob(f"*/*/*/{CELL}")):
+    if not path.exists():
+        return {}
+    before = read_settings(path)
+    contrasts = [
+        [(claim["arm"], claim["measure"], claim.get("context") or among[0]) for claim in each]
+        for each, among in ((before.get("claims") or [], before["contexts"]), (claims, contexts))
+    ]
+    if contrasts[0] != contrasts[1] and any(out.glob(f"*/*/*/{CELL}")):
         raise InputError(
             f"the claims of {out} were declared before it ran, and these are others; choose another --out for them"
         )
+    return before
+
+
+def _save(out: Path, grid: Options, base: RunSettings) -> None:
+    """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
+    path = out / COMPARISON
     shared = {name: value for name, value in base.values().items() if name not in (*ARM_CHOICES, "max_steps")}
     values = {name: value for name, value in grid.items() if value is not None} | shared
     out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from gpt2lab.cli.cells import is_finished
+from gpt2lab.cli.cells import has_diverged, is_finished
 from gpt2lab.cli.settings import (
     SPLITS,
     ModelSettings,
@@ -21,10 +21,9 @@ from gpt2lab.cli.settings import (
     console,
     format_window,
     load_attention,
-    read_settings,
 )
 from gpt2lab.config import GPT2Config, InputError
-from gpt2lab.evaluation.compare import BASELINE, CELL, DISQUALIFIED
+from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED
 from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
 from gpt2lab.model import GPT2, CausalityError, assert_causal
@@ -150,6 +149,8 @@ def try_all(planned: dict[Key, RunSettings], text: Text, out: Path, threads: int
             note.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(note) as file:
                 file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
+        except RuntimeError as error:  # an arm's own attention
+            raise InputError(f"the arm {key[1]} fails at a context of {key[0]}: {error}") from None
     torch.set_num_threads(before)
     return found
 
@@ -172,15 +173,12 @@ def _try_out(settings: RunSettings, text: Text) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def settle_steps(budget: dict[str, float], settings: RunSettings, original_step_seconds: float, out: Path) -> int:
+def settle_steps(budget: dict[str, float], settings: RunSettings, original_step_seconds: float) -> int:
     """Steps of a training, from the one of steps, tokens and minutes that is given."""
     training, context = settings.training, settings.model.context_size
     if "tokens" in budget:
         return math.ceil(budget["tokens"] / (context * training.batch_size * training.accumulation_steps))
     if "minutes" in budget:
-        before = next(out.glob(f"context-{context}/*/seed-*/{CELL}"), None)
-        if before is not None:  # begun already, and the clock would give another number this time
-            return int(read_settings(before)["max_steps"])
         return max(10, round(60 * budget["minutes"] / original_step_seconds))
     return int(budget.get("steps", DEFAULT_STEPS))
 
@@ -189,15 +187,20 @@ def tuning_cells(out: Path, key: Key, settings: RunSettings) -> list[Cell]:
     """Trainings that choose an arm's learning rate."""
     rates = [factor * settings.training.learning_rate for factor in TUNING_FACTORS]
     folder = arm_folder(out, key) / "tune"
-    return [Cell(key, folder / f"rate-{rate:g}", settings.trained_with(learning_rate=rate)) for rate in rates]
+    return [Cell(key, folder / f"rate-{rate:.10g}", settings.trained_with(learning_rate=rate)) for rate in rates]
 
 
-def best_rate(arm: Path) -> float | None:
-    """The learning rate that ended at the lowest loss on the whole validation part; None: none was tried."""
+def best_rate(cells: list[Cell]) -> float | None:
+    """The learning rate that ended at the lowest loss on the whole validation part.
+
+    None while one of them has not ended, so that nothing is chosen from a part, or if all have diverged.
+    """
+    if not all(is_finished(cell.folder) for cell in cells):
+        return None
     losses = {
-        float(read_settings(cell / CELL)["learning_rate"]): read_metrics(cell / "metrics.jsonl")[-1]["validation_loss"]
-        for cell in arm.glob("tune/rate-*")
-        if is_finished(cell)
+        cell.settings.training.learning_rate: read_metrics(cell.folder / "metrics.jsonl")[-1]["validation_loss"]
+        for cell in cells
+        if not has_diverged(cell.folder)
     }
     return min(losses, key=losses.__getitem__) if losses else None
 

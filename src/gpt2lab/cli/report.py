@@ -9,7 +9,7 @@ from typing import Any
 from gpt2lab.cli.cells import time_arms
 from gpt2lab.cli.settings import console
 from gpt2lab.config import InputError
-from gpt2lab.evaluation.compare import SPEED, collect
+from gpt2lab.evaluation.compare import collect
 from gpt2lab.evaluation.report import render, verdicts
 from gpt2lab.files import atomic_write
 
@@ -29,8 +29,7 @@ def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0) -> 
     other = None if against is None else _read_results(against)
     if rounds:
         collect(folder)  # or this tells that it is no comparison
-        (folder / SPEED).unlink(missing_ok=True)
-        time_arms(folder, rounds)
+        time_arms(folder, rounds, again=True)
     write_report(folder, other)
     return 0
 
@@ -47,7 +46,7 @@ def write_report(folder: Path, other: dict[str, Any] | None = None) -> None:
         with atomic_write(folder / name) as file:
             file.write(content.encode())
     for verdict in verdicts(results):
-        console.print(f"{verdict['says']}\n  [bold]{verdict['word']}[/]. {verdict['sentence']}", highlight=False)
+        console.print(f"{verdict['says']}\n  {verdict['word']}. {verdict['sentence']}", highlight=False, markup=False)
     console.print(f"report   {folder / 'report.html'}\nresults  {folder / 'results.csv'} and .json", highlight=False)
 
 

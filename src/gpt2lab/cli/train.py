@@ -160,7 +160,7 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             path /= "config.yaml"
         values = read_settings(path)
         if commands[:1] == ("compare",):  # which reads these itself
-            values = {name: value for name, value in values.items() if name not in ("arms", "claims")}
+            values = {name: value for name, value in values.items() if name not in ("arms", "claims", "settled_steps")}
         if option == "--resume":
             values.pop("attention", None)  # a file that only a run folder names is never executed
         elif any((typed := arguments.get(name)) and typed.tokens for name in ("--text", "--corpus")):

@@ -79,12 +79,14 @@ class Claim:
         arm: who is compared with the original.
         measure: in what.
         context: where; None: at the first of the comparison's.
+        expects: whether the claim holds if the arm has less of it, or more.
     """
 
     says: str
     arm: str
     measure: MeasureName
     context: int | None = None
+    expects: Literal["less", "more"] = "less"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Contrast:
         confidence: of that interval: 0.95, or for one of m exploratory contrasts 1 - 0.05/m (Bonferroni).
         effect_size: mean difference over its standard deviation (logarithms for ratios), corrected for few pairs
             (Hedges' g for pairs); None for fewer than three pairs, or if all differences are equal.
-        missed: pairs in which the arm never got there; then there are no mean and no words.
+        missed: pairs in which the arm never got there. Then there is no mean, and the word comes from a sign test.
+        later: pairs in which the arm came later than the original or, never, later still.
         claim: the number of the claim that this is the primary contrast of; None: exploratory.
     """
 
@@ -113,11 +116,18 @@ class Contrast:
     confidence: float
     effect_size: float | None
     missed: int
+    later: int
     claim: int | None
 
     @property
     def verdict(self) -> str | None:
         """ "better", "worse" or "no difference shown", from the interval alone; None where it allows no word."""
+        if self.missed:
+            from scipy import stats
+
+            if stats.binomtest(self.later, self.pairs).pvalue > 1 - self.confidence:
+                return "no difference shown"
+            return "worse" if self.later > self.pairs / 2 else "better"
         if self.low is None or self.high is None:
             return None
         neutral = 1.0 if MEASURES[self.measure].relative else 0.0
@@ -171,6 +181,7 @@ def contrasts(
         confidence = 0.95 if key in primary or not exploratory else 1 - 0.05 / exploratory
         relative = MEASURES[measure].relative
         missed = sum(mine is None for mine, _ in found)
+        later = sum(mine is None or mine > base for mine, base in found)
         mean = low = high = effect = None
         if not missed:
             values = [(a, b) for a, b in found if a is not None]
@@ -179,7 +190,9 @@ def contrasts(
             if relative:
                 mean, low, high = (value if value is None else math.exp(value) for value in (mean, low, high))
         result.append(
-            Contrast(context, arm, measure, len(found), mean, low, high, confidence, effect, missed, primary.get(key))
+            Contrast(
+                context, arm, measure, len(found), mean, low, high, confidence, effect, missed, later, primary.get(key)
+            )
         )
     return sorted(result, key=lambda c: (c.claim is None, c.claim or 0))
 
@@ -227,7 +240,7 @@ def collect(folder: Path) -> dict[str, Any]:
         {"context": int(p.parts[-3].removeprefix("context-")), "arm": p.parts[-2]} | json.loads(p.read_text())
         for p in sorted(folder.glob(f"context-*/*/{DISQUALIFIED}"))
     ]
-    found = contrasts(cells, speed.get("contexts", {}), claims, contexts)
+    found = contrasts(cells, {context: timed["arms"] for context, timed in speed.items()}, claims, contexts)
     return {
         "settings": settings,
         "cells": cells,
@@ -261,7 +274,7 @@ def _cell(folder: Path) -> dict[str, Any]:
         "arm": arm,
         "seed": seed,
         "learning_rate": settings["learning_rate"],
-        "rate_at_edge": settings["learning_rate"] in (min(rates, default=None), max(rates, default=None)),
+        "rate_at_edge": bool(rates) and not 1.001 * min(rates) < settings["learning_rate"] < 0.999 * max(rates),
         "ff_hidden_dim": settings["ff_hidden_dim"],
         "steps": state.step,
         "tokens": state.tokens,

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -123,12 +123,16 @@ def measure_speed(
     Returns:
         For every name and every one of ``SPEEDS`` the seconds of each round: of an optimiser step, until the first
         token after a short prompt (an eighth of the context) and after a long one (the whole context), and for each of
-        the 32 tokens that follow.
+        tokens that follow: up to 32 within the context, and past it as many as make whole cycles of dropping the older
+        half and reading the rest again, which some models do.
     """
     times: dict[str, dict[str, list[float]]] = {name: {speed: [] for speed in SPEEDS} for name in trainers}
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
     for number in range(rounds + 1):
-        for name, trainer in trainers.items():
+        names = list(trainers)
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:  # so that none always follows the same one
+            trainer = trainers[name]
             model = trainer.model.train()
             context = model.config.max_seq_len
             begin = time.perf_counter()
@@ -137,9 +141,11 @@ def measure_speed(
             loss.item()  # waits for a GPU
             found = [(time.perf_counter() - begin) / 5]
             ids = trainer.train_dataset[0][0]
-            for length in (max(1, context // 8), context):
+            short, cycle = max(1, context // 8), max(1, context // 2)
+            for length, more in ((short, min(32, context - short)), (context, cycle * math.ceil(32 / cycle))):
                 begin = time.perf_counter()
-                clock = [time.perf_counter() for _ in map(Tensor.tolist, _write(model, ids[:length]))]
+                written = stream(model, [ids[:length]], more + 1, Sampling(temperature=0))
+                clock = [time.perf_counter() for _ in map(Tensor.tolist, written)]
                 found += [clock[0] - begin, (clock[-1] - clock[0]) / (len(clock) - 1)]
             if number > 0:
                 for speed, seconds in zip(SPEEDS, found, strict=True):
@@ -147,7 +153,3 @@ def measure_speed(
             if progress is not None:
                 progress()
     return times
-
-
-def _write(model: GPT2, prompt: Tensor) -> Iterator[Tensor]:
-    return stream(model, [prompt], 33, Sampling(temperature=0))

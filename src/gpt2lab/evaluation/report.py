@@ -16,6 +16,7 @@ Cell = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 WORDS = {"better": "Better", "worse": "Worse", "no difference shown": "No difference shown", None: "Undecided"}
+ANSWERS = {"better": "Holds", "worse": "The opposite holds"}  # for a claim that expects less
 
 
 def render(results: Results, other: Results | None = None) -> str:
@@ -55,9 +56,15 @@ def verdicts(results: Results) -> list[dict[str, str]]:
     for number, claim in enumerate(results["claims"]):
         found = next((c for c in results["contrasts"] if c["claim"] == number), None)
         word = WORDS[found["verdict"]] if found else "Undecided"
-        sentence = sentence_of(found, results["cells"]) if found else "Its cells are not there yet."
+        if found and found["verdict"] in ANSWERS:
+            word = ANSWERS[found["verdict"] if claim["expects"] == "less" else _other(found["verdict"])]
+        sentence = sentence_of(found, results["cells"]) if found else "What it asks for is not measured (yet)."
         told.append({"says": claim["says"], "word": word, "sentence": sentence})
     return told
+
+
+def _other(verdict: str) -> str:
+    return "worse" if verdict == "better" else "better"
 
 
 def sentence_of(found: Mapping[str, Any], cells: Sequence[Cell]) -> str:
@@ -68,7 +75,7 @@ def sentence_of(found: Mapping[str, Any], cells: Sequence[Cell]) -> str:
         came = found["pairs"] - found["missed"]
         return (
             f"{where}{arm} came down to the original's final loss in {came} of {found['pairs']} trainings, so no ratio "
-            "can be given."
+            f"can be given; it came later than the original, or never, in {found['later']} of them (sign test)."
         )
     if measure.relative:
         text = f"{where}{arm} {measure.verb}: {found['mean']:.3f} times the original's"
@@ -113,7 +120,8 @@ class _Page:
 
     def seconds(self, context: int, arm: str, name: str) -> list[float]:
         """Timings of an arm, if there are any."""
-        return self.results["speed"].get("contexts", {}).get(str(context), {}).get(arm, {}).get(name, [])  # type: ignore[no-any-return]
+        timed = self.results["speed"].get(str(context), {}).get("arms", {})
+        return timed.get(arm, {}).get(name, [])  # type: ignore[no-any-return]
 
     def quality(self) -> list[dict[str, Any]]:
         """Rows of the table of arms, the best first within a context."""
@@ -237,13 +245,15 @@ class _Page:
         figure, axes = _plot("milliseconds per token written", "test loss, nats per token")
         for (context, arm), cells in self.groups.items():
             time = self._time(context, arm, "seconds_per_token")
+            if self.results["speed"] and time is None:
+                continue
             x = time["median"] if time else cells[0]["flops_per_token"] / 1e6
             y = statistics.mean(cell["test_loss"] for cell in cells)
             size = 20 + 160 * cells[0]["cache_bytes"] / max(c["cache_bytes"] for c in self.results["cells"])
             shape = "os^Dv"[self.contexts.index(context) % 5]
             label = arm if context == self.contexts[0] else None
             axes.scatter([x], [y], s=size, marker=shape, color=self._colour(arm), alpha=0.8, label=label)
-        if not any(self.results["speed"].get("contexts", {}).values()):
+        if not self.results["speed"]:
             axes.set_xlabel("MFLOP per token (nothing was timed)")
         shapes = ", ".join(f"{'●■▲◆▼'[i % 5]} context {c}" for i, c in enumerate(self.contexts))
         axes.set_title(f"{shapes}; area: bytes of a full cache", fontsize="medium")
