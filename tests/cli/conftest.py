@@ -25,6 +25,16 @@ class Finished:
 Command = Callable[..., Finished]
 
 
+def assert_one_sentence(done: Finished, *words: str) -> None:
+    """Bad input was told in one sentence on stderr that holds these words, and with exit code 2."""
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith("gpt2lab: ")
+    assert "Traceback" not in done.err + done.out
+    assert len(done.err) > 30
+    for word in words:
+        assert word in done.err
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "250"}
 

@@ -9,18 +9,9 @@ import safetensors.torch
 import torch
 
 from gpt2lab.training import find_checkpoint
-from tests.cli.conftest import TINY, Command, Finished, program
+from tests.cli.conftest import TINY, Command, assert_one_sentence, program
 
 SOLID = "of the king and the queen of night. " * 30
-
-
-def assert_one_sentence(done: Finished, *words: str) -> None:
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    assert done.err.startswith("gpt2lab: ")
-    assert "Traceback" not in done.err + done.out
-    assert len(done.err) > 30
-    for word in words:
-        assert word in done.err
 
 
 @pytest.fixture

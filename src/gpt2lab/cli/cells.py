@@ -34,6 +34,7 @@ from gpt2lab.config import InputError
 from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED
 from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
+from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, find_checkpoint, load
 from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from gpt2lab.training.hardware import describe_machine
@@ -101,9 +102,8 @@ def run_cell(folder: Path) -> int:
                 return 0 if is_finished(folder) else status
             if status != 0:
                 return status
-        model, tokenizer = load(folder, attention=load_attention(settings.get("attention")), checkpoint="last")
-        text = Text.open(data_settings_of(folder), tokenizer)
-        measured = measure(model, tokenizer, text.tokens("test"), seed=settings["seed"])
+        model, text = _open(folder)
+        measured = measure(model, text.tokenizer, text.tokens("test"), seed=settings["seed"])
         with atomic_write(folder / MEASUREMENTS) as file:
             file.write(json.dumps(dataclasses.asdict(measured)).encode())
     return 0
@@ -172,11 +172,17 @@ def time_arms(out: Path, rounds: int, again: bool = False) -> None:
 
 
 def _trainer_of(cell: Path) -> Trainer:
-    spec = read_settings(cell / CELL).get("attention")
-    model, tokenizer = load(cell, attention=load_attention(spec), checkpoint="last")
-    dataset = Text.open(data_settings_of(cell), tokenizer).dataset("train", model.config.max_seq_len)
+    model, text = _open(cell)
     training = dataclasses.replace(training_settings_of(cell), out=None)
+    dataset = text.dataset("train", model.config.max_seq_len)
     return Trainer(model, dataset, None, training, console=Console(quiet=True))
+
+
+def _open(cell: Path) -> tuple[GPT2, Text]:
+    """The model as its training left it, and the text that it was trained on."""
+    attention = load_attention(read_settings(cell / CELL).get("attention"))
+    model, tokenizer = load(cell, attention=attention, checkpoint="last")
+    return model, Text.open(data_settings_of(cell), tokenizer)
 
 
 def why_failed(folder: Path) -> str:

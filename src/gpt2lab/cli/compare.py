@@ -1,11 +1,9 @@
 """``gpt2lab compare``: the same training for several models, and what their differences are worth."""
 
 import dataclasses
-import difflib
-import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -13,6 +11,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from cyclopts import Group, Parameter, Token
 
+from gpt2lab.cli.arms import read_arms, read_claims
 from gpt2lab.cli.cells import is_finished, prepare, run_cells, time_arms
 from gpt2lab.cli.grid import (
     Cell,
@@ -34,21 +33,14 @@ from gpt2lab.cli.settings import (
     Text,
     console,
     errors,
-    format_window,
     read_settings,
 )
-from gpt2lab.config import InputError, Variant, random_architecture
-from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON, Claim, MeasureName
+from gpt2lab.config import InputError
+from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON
 from gpt2lab.files import atomic_write
 from gpt2lab.training import TrainerConfig
 from gpt2lab.training.hardware import choose_device
 
-# What the grid itself decides, so that an arm cannot.
-OF_THE_GRID = {
-    *("context_size", "random_config", "random_seed", "max_steps", "max_epochs", "batch_size", "accumulation_steps"),
-    *("eval_every", "eval_tokens", "checkpoint_every", "device", "precision", "compile", "num_workers", "seed", "out"),
-}
-ARM_OPTIONS = {f.name for kind in (ModelSettings, TrainerConfig) for f in dataclasses.fields(kind)} - OF_THE_GRID
 # What cannot be shared by all arms.
 ARM_CHOICES = ("variant", "context_size", "attention", "random_config", "random_seed")
 
@@ -138,8 +130,8 @@ def compare(
     out = Path(training.out or "runs/compare")
     contexts = contexts or [64]
     written = read_settings(config) if config is not None else {}
-    arms = _arms(variants, arm, written.get("arms"), random, training.seed, contexts)
-    claims = _claims(written.get("claims"), arms, contexts)
+    arms = read_arms(variants, arm, written.get("arms"), random, training.seed, contexts)
+    claims = read_claims(written.get("claims"), arms, contexts)
     part, parts = _shard(shard)
     budget = _budget(steps=steps if steps is not None else training.max_steps, tokens=tokens, minutes=minutes)
     if "minutes" in budget and parts > 1:
@@ -209,96 +201,6 @@ def compare(
 
 def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
-
-
-def _arms(
-    variants: list[str] | None,
-    own: list[str] | None,
-    written: object,
-    random: int,
-    seed: int,
-    contexts: list[int],
-) -> dict[str, Options]:
-    """Options of every arm by its name, the original first."""
-    arms: dict[str, Options] = {}
-    if variants is None and not (own or written or random):
-        variants = list(get_args(Variant))
-    for name in variants or ():
-        if name not in get_args(Variant):
-            raise InputError(f"--variants: unknown arm {name!r}{_meant(name, get_args(Variant))}")
-        arms[name] = {"variant": name}
-    if not isinstance(written, dict | None):
-        raise InputError("arms have to be names with options below them")
-    for name, options in (written or {}).items():
-        if not isinstance(options, dict | None):
-            raise InputError(f"the arm {name} has to hold options, one `name: value` a line, not {options!r}")
-        arms[str(name)] = dict(options or {})
-    for spec in own or ():
-        name, equals, attention = spec.partition("=")
-        if not equals:
-            raise InputError(f"--arm {spec}: write it as name=file.py:ClassName")
-        arms[name] = {"attention": attention}
-    if random and len(contexts) > 1:
-        raise InputError("random architectures are drawn for one context; give one with --contexts")
-    arms |= _drawn(random, seed, contexts[0])
-    _check_arms(arms)
-    if not arms.keys() - {BASELINE}:
-        raise InputError(f"there is nothing to compare {BASELINE} with; name other --variants, an --arm, or --random N")
-    if arms.pop(BASELINE, {"variant": BASELINE}) not in ({}, {"variant": BASELINE}):
-        raise InputError(
-            f"the arm {BASELINE} is GPT-2 itself, which the others are compared with; call yours otherwise"
-        )
-    return {BASELINE: {"variant": BASELINE}} | arms
-
-
-def _drawn(count: int, seed: int, context: int) -> dict[str, Options]:
-    """Different random architectures, a function of the seed."""
-    draws = (random_architecture(seed + number, context) for number in itertools.count(1))
-    distinct: list[Options] = []
-    while len(distinct) < count:
-        if (drawn := next(draws)) not in distinct:
-            distinct.append(drawn)
-    return {f"random-{n}": drawn | {"window": format_window(drawn["window"])} for n, drawn in enumerate(distinct, 1)}
-
-
-def _check_arms(arms: dict[str, Options]) -> None:
-    for name, options in arms.items():
-        if not re.fullmatch(r"[\w.+-]+", name):
-            raise InputError(f"the arm {name!r} names a folder, so use letters, digits and . _ + -")
-        for option in options.keys() - ARM_OPTIONS:
-            raise InputError(f"the arm {name} has an unknown option {option!r}{_meant(str(option), ARM_OPTIONS)}")
-        if "attention" in options:
-            file, _, class_name = str(options["attention"]).rpartition(":")
-            options["attention"] = f"{Path(file).resolve()}:{class_name}"
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
-
-
-def _claims(written: object, arms: dict[str, Options], contexts: list[int]) -> list[dict[str, Any]]:
-    if not isinstance(written, list | None):
-        raise InputError("claims have to be a list, each with says, arm and measure")
-    declared: set[tuple[str, str, int]] = set()
-    for claim in written or ():
-        try:
-            parsed = Claim(**claim)
-        except TypeError:
-            raise InputError(f"the claim {claim!r} needs says, arm and measure, and may have a context") from None
-        if not isinstance(parsed.arm, str) or parsed.arm not in arms or parsed.arm == BASELINE:
-            raise InputError(f"a claim is about the arm {parsed.arm!r}{_meant(str(parsed.arm), arms)}")
-        if parsed.measure not in get_args(MeasureName):
-            raise InputError(f"a claim measures {parsed.measure!r}{_meant(str(parsed.measure), get_args(MeasureName))}")
-        if parsed.context not in (None, *contexts):
-            raise InputError(f"a claim is about a context of {parsed.context}, which is not in --contexts")
-        if parsed.expects not in ("less", "more"):
-            raise InputError(f"a claim expects {parsed.expects!r}; it has to be less or more")
-        contrast = parsed.arm, parsed.measure, parsed.context or contexts[0]
-        if contrast in declared:
-            raise InputError(f"two claims are about the same: {', '.join(map(str, contrast))}")
-        declared.add(contrast)
-    return written or []
 
 
 def _shard(shard: str | None) -> tuple[int, int]:

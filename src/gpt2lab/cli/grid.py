@@ -23,6 +23,7 @@ from gpt2lab.cli.settings import (
     load_attention,
 )
 from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.data import TokenDataset
 from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED
 from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
@@ -137,13 +138,16 @@ def _identity(config: GPT2Config, settings: RunSettings) -> str:
 def try_all(planned: dict[Key, RunSettings], text: Text, out: Path, threads: int) -> dict[Key, float]:
     """Seconds of a training step of every arm that does not read the future; the others are noted and left out."""
     found: dict[Key, float] = {}
+    train: dict[int, TokenDataset] = {}
+    for context in dict.fromkeys(context for context, _ in planned):  # each part is long enough, or this tells
+        train[context], *_ = (text.dataset(part, context) for part in SPLITS)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     for key, settings in track(planned.items(), "trying every arm", console=console, transient=True):
         note = arm_folder(out, key) / DISQUALIFIED
         note.unlink(missing_ok=True)
         try:
-            found[key] = _try_out(settings, text)
+            found[key] = _try_out(settings, train[key[0]])
         except CausalityError as error:
             console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
             note.parent.mkdir(parents=True, exist_ok=True)
@@ -155,11 +159,10 @@ def try_all(planned: dict[Key, RunSettings], text: Text, out: Path, threads: int
     return found
 
 
-def _try_out(settings: RunSettings, text: Text) -> float:
+def _try_out(settings: RunSettings, train: TokenDataset) -> float:
     attention = load_attention(settings.model.attention)
-    config = settings.model.config(text.tokenizer.vocab_size)
+    config = settings.model.config(train.vocab_size)
     model = GPT2.from_config(config, attention=attention, seed=settings.training.seed)
-    train, *_ = (text.dataset(part, config.max_seq_len) for part in SPLITS)  # each is long enough, or this tells
     if config.max_seq_len <= PROBED_WHOLE:
         assert_causal(model)
     training = dataclasses.replace(settings.training, max_steps=4, out=None, compile="no")

@@ -9,7 +9,7 @@ from typing import Any
 from gpt2lab.cli.cells import time_arms
 from gpt2lab.cli.settings import console
 from gpt2lab.config import InputError
-from gpt2lab.evaluation.compare import collect
+from gpt2lab.evaluation.compare import COMPARISON, collect
 from gpt2lab.evaluation.report import render, verdicts
 from gpt2lab.files import atomic_write
 
@@ -28,7 +28,6 @@ def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0) -> 
     """
     other = None if against is None else _read_results(against)
     if rounds:
-        collect(folder)  # or this tells that it is no comparison
         time_arms(folder, rounds, again=True)
     write_report(folder, other)
     return 0
@@ -61,7 +60,7 @@ def _table(cells: list[dict[str, Any]]) -> str:
 
 
 def _read_results(path: Path) -> dict[str, Any]:
-    if (path / "comparison.yaml").exists():
+    if (path / COMPARISON).exists():
         return collect(path)
     file = path / "results.json" if path.is_dir() else path
     try:

@@ -130,10 +130,14 @@ class Contrast:
             return "worse" if self.later > self.pairs / 2 else "better"
         if self.low is None or self.high is None:
             return None
-        neutral = 1.0 if MEASURES[self.measure].relative else 0.0
-        if self.high < neutral:
-            return "better"
-        return "worse" if self.low > neutral else "no difference shown"
+        return word_of(self.low, self.high, 1.0 if MEASURES[self.measure].relative else 0.0)
+
+
+def word_of(low: float, high: float, neutral: float = 0.0) -> str:
+    """The word that an interval allows, for something of which less is better."""
+    if high < neutral:
+        return "better"
+    return "worse" if low > neutral else "no difference shown"
 
 
 def contrast(differences: Sequence[float], confidence: float) -> tuple[float, float | None, float | None, float | None]:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpt2lab.evaluation.compare import BASELINE, MEASURES, contrast
+from gpt2lab.evaluation.compare import BASELINE, MEASURES, contrast, word_of
 from gpt2lab.plots import inline_svg, new_plot
 
 if TYPE_CHECKING:
@@ -123,6 +123,11 @@ class _Page:
         timed = self.results["speed"].get(str(context), {}).get("arms", {})
         return timed.get(arm, {}).get(name, [])  # type: ignore[no-any-return]
 
+    def tokens_per_second(self, context: int, arm: str) -> float | None:
+        """Of training, if it was timed."""
+        step, (cell, *_) = self.seconds(context, arm, "seconds_per_step"), self.groups[context, arm]
+        return cell["tokens"] / cell["steps"] / statistics.median(step) if step else None
+
     def quality(self) -> list[dict[str, Any]]:
         """Rows of the table of arms, the best first within a context."""
         rows = []
@@ -138,7 +143,6 @@ class _Page:
                     "spread": None if low is None or high is None else (high - low) / 2,
                     "bits_per_character": statistics.mean(cell["bits_per_character"] for cell in cells),
                     "bits_per_byte": statistics.mean(cell["bits_per_byte"] for cell in cells),
-                    "seeds": len(cells),
                     "parameters": cells[0]["parameters"],
                     "learning_rate": cells[0]["learning_rate"],
                     "rate_at_edge": cells[0]["rate_at_edge"],
@@ -154,9 +158,7 @@ class _Page:
         rows = []
         for (context, arm), cells in self.groups.items():
             tokens = [cell["tokens_to_target"] for cell in cells]
-            step = self.seconds(context, arm, "seconds_per_step")
-            tokens_per_step = cells[0]["tokens"] / cells[0]["steps"]
-            per_second = tokens_per_step / statistics.median(step) if step else None
+            per_second = self.tokens_per_second(context, arm)
             reached = [t for t in tokens if t is not None]
             rows.append(
                 {
@@ -229,8 +231,9 @@ class _Page:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         axes.set_xlim(left=0)
         yield inline_svg(figure)
-        speeds = {row["arm"]: row["tokens_per_second"] for row in self.costs() if row["context"] == context}
-        if all(speeds.values()):
+        arms = [arm for at, arm in self.groups if at == context]
+        speeds = {arm: speed for arm in arms if (speed := self.tokens_per_second(context, arm))}
+        if len(speeds) == len(arms):
             figure, axes = _plot("seconds of training (at the speed that was timed)", "validation loss, nats per token")
 
             def clocked(cells: Sequence[Cell]) -> tuple[list[float], list[float]]:
@@ -321,7 +324,6 @@ def _changes(results: Results, other: Results) -> dict[str, Any]:
         if len(before) > 1 and len(now) > 1:
             interval = stats.ttest_ind(now, before, equal_var=False).confidence_interval(0.95)
             low, high = float(interval.low), float(interval.high)
-        word = "better" if high < 0 else "worse" if low > 0 else "no difference shown"
         rows.append(
             {
                 "context": key[0],
@@ -331,7 +333,7 @@ def _changes(results: Results, other: Results) -> dict[str, Any]:
                 "difference": difference,
                 "low": low,
                 "high": high,
-                "word": "" if math.isnan(low) else word,
+                "word": "" if math.isnan(low) else word_of(low, high),
             }
         )
     return {"settings": settings, "rows": rows}
