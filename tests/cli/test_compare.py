@@ -148,6 +148,9 @@ def test_the_files_agree_with_each_other(grid: tuple[Path, Finished]) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"]) for row in rows] == [(c["arm"], str(c["seed"])) for c in results["cells"]]
     assert [float(row["test_loss"]) for row in rows] == [c["test_loss"] for c in results["cells"]]
+    for row in rows:
+        rounds = results["speed"]["8"]["arms"][row["arm"]]["seconds_per_token"]
+        assert float(row["seconds_per_token"]) == pytest.approx(sum(rounds) / 2)
     (contrast,) = [c for c in results["contrasts"] if c["claim"] == 0]
     by_arm = {arm: [c["test_loss"] for c in results["cells"] if c["arm"] == arm] for arm in ("original", "rope")}
     differences = [a - b for a, b in zip(by_arm["rope"], by_arm["original"], strict=True)]
@@ -209,6 +212,21 @@ def test_the_same_command_redoes_nothing_and_other_settings_are_refused(
     late = command("compare", "--config", tmp_path / "again.yaml", "--out", out)
     assert late.code == 2
     assert "declared before it ran" in late.err
+
+
+def test_an_attention_that_was_edited_since_is_not_taken_for_the_one_that_was_compared(
+    rhyme_file: Path, mechanisms: Path, command: Command, tmp_path: Path
+) -> None:
+    source = tmp_path / "mine.py"
+    source.write_text(MECHANISMS.replace("> 25", "> 10**9"), encoding="utf-8")
+    grid = ["compare", "--arm", f"mine={source}:Tired", "--contexts", 8, "--seeds", 1, "--text", rhyme_file, *SIZES]
+    out = tmp_path / "out"
+    assert command(*grid, "--rounds", 0, "--out", out).code == 0
+    source.write_text(source.read_text().replace("Works for a while.", "Works, and is another."), encoding="utf-8")
+    again = command(*grid, "--rounds", 0, "--out", out)
+    assert again.code == 2
+    assert "context-8/mine/seed-1 cannot go on: this model was made with the attention Tired@" in again.err
+    assert "choose another --out" in again.err
 
 
 @pytest.mark.slow
@@ -311,7 +329,7 @@ def test_random_architectures_are_drawn_again_by_their_seed_and_ranked(
     assert arms[0] == arms[1]
     assert list(arms[0]) == ["original", "random-1", "random-2", "random-3"]
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    ranked = sorted(results_of(tmp_path / "a")["cells"], key=lambda cell: cell["test_loss"])
+    ranked = sorted(results_of(tmp_path / "a")["cells"], key=lambda cell: cell["validation_loss"])
     assert re.findall(r"<tr><td>8</td><td>([\w-]+)</td>", page)[:4] == [cell["arm"] for cell in ranked]
 
 

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from gpt2lab.config import GPT2Config
 from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.evaluation import evaluate
 from gpt2lab.evaluation.measure import SPEEDS, attention_by_distance, measure, measure_speed
-from gpt2lab.model import GPT2
+from gpt2lab.model import GPT2, ScaledDotProductAttention
 from gpt2lab.training import Trainer, TrainerConfig
 from tests.model.reference import dense_attention, randomised
 
@@ -84,6 +85,24 @@ def test_a_model_is_measured_at_the_contexts_that_its_positions_allow() -> None:
     assert found.cache_bytes == 2 * 2 * 3 * 16 * 8  # layers, keys and values, window, width, float64
     assert 200 < len(found.sample) <= 301  # <|endoftext|> is left out
     assert measure(rope, TOKENIZER, tokens).sample == found.sample  # the noise is the seed's
+
+
+class Doubled(ScaledDotProductAttention):
+    """Weighs its values with numbers that it has for each dimension of a head."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.scale = nn.Parameter(torch.full((config.head_dim,), 2.0))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *positions: Tensor | None) -> Tensor:
+        return super().forward(q, k, self.scale * v, *positions)
+
+
+def test_a_mechanism_whose_weights_cannot_be_read_off_is_measured_in_all_else() -> None:
+    model = randomised(GPT2(TOKENIZER.vocab_size, 8, 16, 4, 32, 2, attention=Doubled))
+    found = measure(model, TOKENIZER, TOKENIZER.encode(TEXT))
+    assert found.attention_by_distance is None
+    assert found.test == evaluate(model, TOKENIZER.encode(TEXT), TOKENIZER)
 
 
 def test_speeds_are_of_every_model_in_every_round_and_the_models_are_used_in_turn() -> None:

@@ -115,6 +115,24 @@ def test_sections_come_in_the_order_that_a_reader_asks(page: str) -> None:
     assert places == sorted(places)
 
 
+def test_the_arms_come_in_the_order_of_their_validation_loss_and_not_of_the_test_loss() -> None:
+    results = make_results()
+    for cell in results["cells"]:
+        cell["validation_loss"] = -cell["test_loss"]
+    table = render(results).split("<h2>The arms")[1].split("</table>")[0]
+    assert re.findall(r"<tr><td>8</td><td>([^<]+)</td>", table) == ["mine&lt;b&gt;", "original", "rope"]
+
+
+def test_an_arm_whose_attention_cannot_be_read_off_is_left_out_of_that_picture_alone() -> None:
+    results = make_results()
+    for cell in results["cells"]:
+        if cell["arm"] == "rope":
+            cell["attention_by_distance"] = None
+    picture = render(results).split("receive attention?")[1].split("<h2>")[0]
+    assert "original" in picture
+    assert "rope" not in picture
+
+
 def test_a_verdict_has_its_word_from_the_interval_and_the_figures_behind_it(page: str) -> None:
     results = make_results()
     (told,) = verdicts(results)

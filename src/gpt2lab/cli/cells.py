@@ -47,7 +47,7 @@ def prepare(folder: Path, settings: RunSettings) -> None:
     """Write down what a cell is to be.
 
     Raises:
-        InputError: the folder holds a cell with other settings.
+        InputError: the folder holds a cell with other settings, or made with an attention that was edited since.
     """
     path = folder / CELL
     if not path.exists():
@@ -59,6 +59,11 @@ def prepare(folder: Path, settings: RunSettings) -> None:
         raise InputError(
             f"{folder} was begun with other settings ({'; '.join(changed)}); choose another --out, or the same again"
         )
+    if settings.model.attention is not None and checkpoints_of(folder):
+        try:
+            load(folder, attention=load_attention(settings.model.attention), checkpoint="last")
+        except InputError as error:
+            raise InputError(f"{folder} cannot go on: {error}; choose another --out for a new one") from None
 
 
 def is_finished(folder: Path) -> bool:

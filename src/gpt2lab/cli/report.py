@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def write_report(folder: Path, other: dict[str, Any] | None = None) -> None:
     results = collect(folder)
     files = {
         "results.json": json.dumps(results, indent=1),
-        "results.csv": _table(results["cells"]),
+        "results.csv": _table(results),
         "report.html": render(results, other),
     }
     for name, content in files.items():
@@ -49,13 +50,17 @@ def write_report(folder: Path, other: dict[str, Any] | None = None) -> None:
     console.print(f"report   {folder / 'report.html'}\nresults  {folder / 'results.csv'} and .json", highlight=False)
 
 
-def _table(cells: list[dict[str, Any]]) -> str:
-    """One line a cell, without curves and samples."""
+def _table(results: dict[str, Any]) -> str:
+    """One line a cell, without curves and samples; the medians of its arm's times stand in every one."""
+    rows = []
+    for cell in results["cells"]:
+        timed = results["speed"].get(str(cell["context"]), {}).get("arms", {}).get(cell["arm"], {})
+        rows.append(cell | {speed: statistics.median(seconds) for speed, seconds in timed.items()})
     text = io.StringIO()
-    columns = [name for name, value in (cells[0] if cells else {}).items() if not isinstance(value, list)]
+    columns = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
     writer = csv.DictWriter(text, [name for name in columns if name != "sample"], extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(cells)
+    writer.writerows(rows)
     return text.getvalue()
 
 

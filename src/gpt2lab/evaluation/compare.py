@@ -12,6 +12,7 @@ runs/compare/
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ class Contrast:
         pairs: number of pairs, n.
         mean: difference (arm minus original), or ratio (arm to original, geometric mean).
         low, high: the confidence interval of the mean.
-        confidence: of that interval: 0.95, or for one of m exploratory contrasts 1 - 0.05/m (Bonferroni).
+        confidence: of that interval: 0.95, or for one of m exploratory contrasts in the same measure 1 - 0.05/m
+            (Bonferroni).
         effect_size: mean difference over its standard deviation (logarithms for ratios), corrected for few pairs
             (Hedges' g for pairs); None for fewer than three pairs, or if all differences are equal.
         missed: pairs in which the arm never got there. Then there is no mean, and the word comes from a sign test.
@@ -178,11 +180,11 @@ def contrasts(
             if found:
                 pairs[context, arm, measure] = found
     primary = {(claim.context or contexts[0], claim.arm, claim.measure): i for i, claim in enumerate(claims)}
-    exploratory = sum(key not in primary and key[2] != "parameters" for key in pairs)
+    exploratory = Counter(measure for context, arm, measure in pairs if (context, arm, measure) not in primary)
     result = []
     for key, found in pairs.items():
         context, arm, measure = key
-        confidence = 0.95 if key in primary or not exploratory else 1 - 0.05 / exploratory
+        confidence = 0.95 if key in primary else 1 - 0.05 / exploratory[measure]
         relative = MEASURES[measure].relative
         missed = sum(mine is None for mine, _ in found)
         later = sum(mine is None or mine > base for mine, base in found)

@@ -41,7 +41,8 @@ class Measurements:
         reach: tokens of the context that can influence a prediction through all layers.
         test: on the whole text, at the trained context.
         loss_by_context: (context, nats per token) below and beyond the trained context, estimates.
-        attention_by_distance: (layers, T), see :func:`attention_by_distance`.
+        attention_by_distance: (layers, T), see :func:`attention_by_distance`; None if a user's mechanism does not take
+            the values that it is read off with.
         sample: 300 tokens, temperature 0.8.
     """
 
@@ -51,7 +52,7 @@ class Measurements:
     reach: int
     test: Evaluation
     loss_by_context: list[tuple[int, float]]
-    attention_by_distance: list[list[float]]
+    attention_by_distance: list[list[float]] | None
     sample: str
 
 
@@ -64,6 +65,12 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
     windows = [block.attention.window or context for block in model.blocks]
     batch, _ = TokenDataset(few, context, model.config.vocab_size).__getitems__(range(0, len(few) - context, context))
     first = torch.tensor([[int(tokens[0])]])
+    try:
+        by_distance = attention_by_distance(model, batch[:16]).tolist()
+    except Exception:  # a user's mechanism may raise anything when its values are wider than a head
+        if model.config.attention is None:
+            raise
+        by_distance = None
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
         sample = generate(model, first, 300, temperature=0.8, seed=seed)[0]
     return Measurements(
@@ -73,7 +80,7 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
         reach=min(context, 1 + sum(window - 1 for window in windows)),
         test=evaluate(model, tokens, tokenizer),
         loss_by_context=[(c, evaluate(model, few, tokenizer, c).loss) for c in contexts if c <= longest],
-        attention_by_distance=attention_by_distance(model, batch[:16]).tolist(),
+        attention_by_distance=by_distance,
         sample=tokenizer.decode(sample.tolist()),
     )
 

@@ -42,7 +42,7 @@ def render(results: Results, other: Results | None = None) -> str:
         plots=page.plots() if results["cells"] else {},
         samples=page.samples(),
         speed=results["speed"],
-        exploratory=sum(c["claim"] is None and c["measure"] != "parameters" for c in results["contrasts"]),
+        exploratory=sum(c["claim"] is None and c["measure"] == "test_loss" for c in results["contrasts"]),
         changes=_changes(results, other) if other is not None else None,
         contexts=page.contexts,
         seeds=len({cell["seed"] for cell in results["cells"]}),
@@ -129,7 +129,8 @@ class _Page:
         return cell["tokens"] / cell["steps"] / statistics.median(step) if step else None
 
     def quality(self) -> list[dict[str, Any]]:
-        """Rows of the table of arms, the best first within a context."""
+        """Rows of the table of arms: within a context by validation loss, so that who comes first was not chosen by
+        the test loss beside it."""
         rows = []
         for (context, arm), cells in self.groups.items():
             losses = [cell["test_loss"] for cell in cells]
@@ -139,6 +140,7 @@ class _Page:
                 {
                     "context": context,
                     "arm": arm,
+                    "validation_loss": statistics.mean(cell["validation_loss"] for cell in cells),
                     "loss": mean,
                     "spread": None if low is None or high is None else (high - low) / 2,
                     "bits_per_character": statistics.mean(cell["bits_per_character"] for cell in cells),
@@ -151,7 +153,7 @@ class _Page:
                     "primary": bool(found and found["claim"] is not None),
                 }
             )
-        return sorted(rows, key=lambda row: (row["context"], row["loss"]))
+        return sorted(rows, key=lambda row: (row["context"], row["validation_loss"]))
 
     def costs(self) -> list[dict[str, Any]]:
         """Rows of the table of speed and memory."""
@@ -212,9 +214,9 @@ class _Page:
         for arm in self.arms:
             if (context, arm) in self.groups:
                 x, y = line(self.groups[context, arm])
-                axes.plot(
-                    x, y, color=self._colour(arm), label=arm, lw=2.2 if arm == BASELINE else 1.4, marker=".", ms=3
-                )
+                if y:  # else a user's attention whose weights cannot be read
+                    width = 2.2 if arm == BASELINE else 1.4
+                    axes.plot(x, y, color=self._colour(arm), label=arm, lw=width, marker=".", ms=3)
         axes.set_title(title, fontsize="medium")
         axes.legend(frameon=False, fontsize="small")
 
@@ -294,7 +296,7 @@ class _Page:
 
     def _attention(self, context: int) -> str:
         def line(cells: Sequence[Cell]) -> tuple[range, list[float]]:
-            layers = [layer for cell in cells for layer in cell["attention_by_distance"]]
+            layers = [layer for cell in cells for layer in cell["attention_by_distance"] or []]
             return range(context), [statistics.mean(row) for row in zip(*layers, strict=True)]
 
         figure, axes = _plot("tokens back", "mean attention weight", yscale="log")
