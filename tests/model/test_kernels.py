@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpt2lab.config import InputError
 from gpt2lab.model import attend, kernels
 from tests.model.reference import dense_attention
 
-BAND = kernels._SHORTEST_BAND
+LONG, BLOCK = kernels._SHORTEST_BAND, kernels._BLOCK
 heads = st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (6, 2), (6, 3)])  # (H, K)
 thorough = settings(max_examples=80, deadline=None)
 
@@ -22,10 +23,23 @@ def random_qkv(seed: int, B: int, HK: tuple[int, int], Tq: int, Tk: int, D: int)
     return [torch.randn(s, generator=generator, dtype=torch.float64).mul(1.5).requires_grad_() for s in shapes]
 
 
+def lookup(table: Tensor) -> kernels.Bias:
+    """A bias that finds what it adds in a table: by positions (1, H or 1, T, T), or whatever these are."""
+
+    def bias(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        if table.shape[0] > 1 or table.shape[2] != table.shape[3]:
+            return table
+        rows = q_pos.clamp(max=table.shape[2] - 1)[:, :, None]
+        return table[0][:, rows, k_pos.clamp(0, table.shape[3] - 1)[:, None, :]].transpose(0, 1)
+
+    return bias
+
+
 def assert_equals_dense(qkv: list[Tensor], **how: Any) -> None:
     """Output and gradients of q, k and v (and of a bias), in float64; what a padding query gets means nothing."""
     added, q_pos, real = how.get("bias"), how.get("q_pos"), torch.tensor([[True]])
-    y = attend(*qkv, **(how | ({} if added is None else {"bias": lambda q_pos, k_pos: added})))
+    kernel = how.pop("kernel", None)
+    y = attend(*qkv, **(how | ({} if added is None else {"bias": lookup(added)})), kernel=kernel)
     assert y.isfinite().all()
     if q_pos is not None:
         real = q_pos >= 0
@@ -56,27 +70,91 @@ def test_a_window_in_a_short_text_is_the_dense_one(
     assert_equals_dense(random_qkv(seed, B, HK, T, T, D), window=W)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 99),
     st.integers(1, 2),
     st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]),
-    st.integers(BAND - 3, BAND + 90),
-    st.sampled_from([1, 2, 3, 7, 16, 64, 100, BAND // 2, BAND // 2 + 1, BAND + 5]) | st.integers(1, BAND // 2),
+    st.integers(2, 3 * BLOCK) | st.integers(3 * BLOCK, 7 * BLOCK),
+    st.sampled_from([1, 2, 3, 7, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1]) | st.integers(1, 6 * BLOCK),
+    st.booleans(),
 )
-def test_a_window_in_a_long_text_is_the_dense_one(seed: int, B: int, HK: tuple[int, int], T: int, W: int) -> None:
-    assert_equals_dense(random_qkv(seed, B, HK, T, T, 3), window=W)
+def test_blocks_against_their_band_are_the_dense_window(
+    seed: int, B: int, HK: tuple[int, int], T: int, W: int, biased: bool
+) -> None:
+    bias = torch.randn(1, HK[0], T, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    how = {"bias": bias.requires_grad_()} if biased else {}
+    assert_equals_dense(random_qkv(seed, B, HK, T, T, 3), window=min(W, T - 1), kernel="band", **how)
 
 
-@pytest.mark.parametrize("W", [1, 32, 128])
+@pytest.mark.parametrize("W", [1, BLOCK, 4 * BLOCK])
 def test_a_text_of_whole_blocks_is_the_dense_one_for_views_that_are_not_contiguous(W: int) -> None:
     # The layout in which MultiHeadAttention hands them over: slices of one projection.
-    T, (H, K), D = BAND, (4, 2), 3
+    T, (H, K), D = 8 * BLOCK, (4, 2), 3
     generator = torch.Generator().manual_seed(0)
     projected = torch.randn(2, T, H + 2 * K, D, generator=generator, dtype=torch.float64)
     qkv = [x.requires_grad_() for x in projected.transpose(1, 2).split((H, K, K), dim=1)]
     assert not qkv[0].is_contiguous()
-    assert_equals_dense(qkv, window=W)
+    assert_equals_dense(qkv, window=W, kernel="band")
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("phase", ["training", "prefill"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("K", [4, 2, 1])
+@pytest.mark.parametrize(("kernel", "W"), [("causal", None), ("band", 70), ("flex", 70), ("mask", 70), ("mask", None)])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_every_kernel_is_the_dense_one_in_every_precision(
+    kernel: kernels.Kernel, W: int | None, K: int, dtype: torch.dtype, phase: str, device: str
+) -> None:
+    if kernel == "flex" and phase == "training" and device == "cpu":
+        pytest.skip("FlexAttention has no backward on a CPU")
+    if kernel == "flex" and dtype == torch.float64 and device == "cuda":
+        pytest.skip("FlexAttention has no float64 on a GPU")
+    exact = random_qkv(0, 2, (4, K), 300, 300, 16)
+    qkv = [x.detach().to(device, dtype).requires_grad_(phase == "training") for x in exact]
+    expected = dense_attention(*exact, window=W)
+    y = attend(*qkv, window=W, kernel=kernel)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double().cpu(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    if phase == "training":
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+        found = torch.autograd.grad(y, qkv, weights.to(y))
+        for mine, dense in zip(found, torch.autograd.grad(expected, exact, weights), strict=True):
+            atol = TOLERANCE[dtype] * dense.abs().max().item()
+            torch.testing.assert_close(mine.double().cpu(), dense, rtol=TOLERANCE[dtype], atol=atol)
+
+
+@pytest.mark.slow
+def test_flexattention_as_it_is_compiled_is_the_dense_one() -> None:
+    qkv = [x.detach().float() for x in random_qkv(0, 2, (4, 2), 300, 300, 16)]
+    y = torch.compile(attend)(*qkv, window=70, kernel="flex")
+    torch.testing.assert_close(y, dense_attention(*qkv, window=70), rtol=0, atol=1e-5)
+
+
+def test_a_window_that_covers_the_text_is_no_window_to_any_kernel() -> None:
+    q, k, v = random_qkv(0, 1, (2, 1), 50, 50, 4)
+    assert torch.equal(attend(q, k, v, window=50, kernel="causal"), attend(q, k, v))
+    with pytest.raises(InputError, match=r"the kernel 'band' cannot compute this attention .*: causal, mask"):
+        attend(q, k, v, window=50, kernel="band")
+
+
+def test_a_kernel_that_is_named_is_never_replaced_by_another() -> None:
+    q, k, v = random_qkv(0, 1, (2, 1), 50, 50, 4)
+    at = torch.arange(50)[None]
+    for how in (
+        {"kernel": "causal", "window": 9},
+        {"kernel": "causal", "bias": lambda q_pos, k_pos: torch.zeros(1, 1, 1, 1)},
+        {"kernel": "band"},
+        {"kernel": "band", "window": 9, "q_pos": at, "k_pos": at},
+        {"kernel": "flex", "window": 9},  # with gradients, on a CPU
+        {"kernel": "flash"},
+    ):
+        with pytest.raises(InputError, match="cannot compute this attention"):
+            attend(q, k, v, **how)
 
 
 @st.composite
@@ -131,19 +209,14 @@ def test_one_new_token_reads_shared_keys_with_a_bias(
     assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W)
 
 
-def test_a_bias_in_a_long_windowed_text_is_not_lost() -> None:
-    bias = torch.randn(1, 2, BAND + 9, BAND + 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert_equals_dense(random_qkv(0, 1, (2, 1), BAND + 9, BAND + 9, 2), window=16, bias=bias.requires_grad_())
-
-
 def test_a_window_of_one_returns_each_tokens_own_value() -> None:
-    for T in (5, BAND + 3):
+    for T in (5, LONG + 3):
         q, k, v = random_qkv(1, 2, (4, 2), T, T, 3)
         torch.testing.assert_close(attend(q, k, v, window=1), v.repeat_interleave(2, dim=1), rtol=0, atol=1e-15)
 
 
 def test_a_token_outside_every_window_changes_nothing_bit_for_bit() -> None:
-    for T in (40, BAND + 40):
+    for T in (40, LONG + 40):
         q, k, v = (x.detach() for x in random_qkv(2, 1, (2, 1), T, T, 4))
         before = attend(q, k, v, window=8)
         k[:, :, 20], v[:, :, 20] = 50.0, -50.0
@@ -151,7 +224,7 @@ def test_a_token_outside_every_window_changes_nothing_bit_for_bit() -> None:
         assert changed == list(range(20, 28))
 
 
-@pytest.mark.parametrize(("T", "W"), [(40, None), (40, 9), (BAND + 10, 9), (1, 4)])
+@pytest.mark.parametrize(("T", "W"), [(40, None), (40, 9), (LONG + 10, 9), (1, 4)])
 def test_bfloat16_gives_roughly_the_same(T: int, W: int | None) -> None:
     qkv = [x.detach().bfloat16() for x in random_qkv(3, 2, (4, 2), T, T, 8)]
     y = attend(*qkv, window=W)
@@ -168,10 +241,21 @@ def test_a_float32_bias_goes_with_bfloat16_queries() -> None:
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.03)
 
 
-def test_a_bias_is_told_the_positions_of_the_keys_it_gets() -> None:
-    told = []
+def test_a_bias_is_told_the_positions_of_the_tokens_that_it_gets() -> None:
+    told: list[tuple[list[list[int]], list[list[int]]]] = []
+
+    def bias(q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        told.append((q_pos.tolist(), k_pos.tolist()))
+        return torch.zeros(1, 1, 1, 1)
+
     q, k, v = random_qkv(5, 1, (1, 1), 3, 3, 2)
-    attend(q, k, v, bias=lambda q_pos, k_pos: told.append((q_pos.tolist(), k_pos.tolist())))
-    attend(q, k, v, torch.tensor([[7, 8, 9]]), torch.tensor([[9, -1, 7]]), bias=lambda *at: told.append(at))
-    assert told[0] == ([[0, 1, 2]], [[0, 1, 2]])
-    assert (told[1][0].tolist(), told[1][1].tolist()) == ([[7, 8, 9]], [[9, -1, 7]])
+    attend(q, k, v, bias=bias)
+    assert told[-1] == ([[0, 1, 2]], [[0, 1, 2]])
+    attend(q, k, v, torch.tensor([[7, 8, 9]]), torch.tensor([[9, -1, 7]]), bias=bias)
+    assert told[-1] == ([[7, 8, 9]], [[9, -1, 7]])
+    T = 2 * LONG + 1
+    attend(*random_qkv(5, 1, (1, 1), T, T, 2), window=2, bias=bias)
+    q_pos, k_pos = told[-1]  # some at a time: their own block and the one before
+    assert [i for block in q_pos for i in block][:T] == list(range(T))
+    assert k_pos[0] == [-1] * BLOCK + q_pos[0]
+    assert k_pos[1] == q_pos[0] + q_pos[1]

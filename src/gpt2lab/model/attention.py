@@ -42,6 +42,8 @@ class ScaledDotProductAttention(nn.Module):
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
         """What is added to the scores: None, or a tensor that broadcasts to (B, H, Tq, Tk).
 
+        It is asked for all tokens at once, or for some at a time, so it has to follow from the positions.
+
         Args:
             q_pos: positions of the queries, int64 (B or 1, Tq).
             k_pos: positions of the keys, int64 (B or 1, Tk), in any order; -1 marks an empty slot.

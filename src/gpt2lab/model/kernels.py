@@ -1,10 +1,19 @@
 """The one place that computes attention: the fastest exact kernel for a shape.
 
 All kernels compute softmax(q kᵀ / √D + bias) v over the keys that a query may see: none from the future, none further
-back than the window (which counts the query itself), no empty slot of a cache.
+back than the window (which counts the query itself), no empty slot of a cache. They are:
+
+    causal   torch's fused kernel for everything earlier: a window that covers the text is no window
+    band     blocks of queries, each against the stretch of keys that its windows cover: cost and memory grow with T·W
+    flex     FlexAttention, which skips the blocks of keys that no query sees; in a compiled model on CUDA
+    mask     every score is computed and a mask hides some: short texts, a cache's keys in any order, a bias on all
+
+None of them drops attention weights at random: where that happens differs from kernel to kernel, and a fused one does
+not even offer it on a CPU. ``dropout`` is that of the embeddings and residual branches.
 """
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +22,12 @@ from torch.nn import functional as F
 from gpt2lab.config import InputError
 
 Bias = Callable[[Tensor, Tensor], Tensor | None]
+Kernel = Literal["causal", "band", "flex", "mask"]
 
-# For fewer queries than this, or than three windows, a mask is cheaper than cutting the sequence into blocks.
+# For fewer queries than this, or not many more than three windows, a mask is cheaper than cutting into blocks.
 _SHORTEST_BAND = 256
+# Blocks are half a window long, in whole multiples of this: odd sizes cost a kernel more than some empty rows.
+_BLOCK = 32
 
 
 def attend(
@@ -27,6 +39,7 @@ def attend(
     *,
     window: int | None = None,
     bias: Bias | None = None,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """Causal attention of queries over keys, whose heads may be shared and whose reach may be limited.
 
@@ -38,30 +51,59 @@ def attend(
             None, the fast path: queries and keys both stand at 0 .. T-1.
         k_pos: positions of the keys, int64 (B or 1, Tk), in any order; -1 marks an empty slot.
         window: how many latest positions a query sees, its own included; None: all.
-        bias: called with positions, returns what is added to the scores, broadcast to (B, H, Tq, Tk), or None.
+        bias: called with positions (of all tokens, or of some at a time), returns what is added to the scores,
+            broadcast to (B, H, Tq, Tk), or None for nothing.
+        kernel: to name one, as tests and benchmarks do; None: the fastest for this shape and device.
 
     Returns:
         (B, H, Tq, D), or of the width of the values.
 
     Raises:
-        InputError: only one of q_pos and k_pos is given.
+        InputError: only one of q_pos and k_pos is given, or the kernel that is named cannot compute this.
     """
     length = q.shape[2]
     if (q_pos is None) != (k_pos is None):
         raise InputError("attend() needs the positions of both queries and keys, or of neither")
+    whole = q_pos is None
     if q_pos is None or k_pos is None:
         q_pos = k_pos = torch.arange(length, device=q.device)[None]
-        added = bias(q_pos, k_pos) if bias is not None else None
-        if added is None and (window is None or window >= length):
+        if window is not None and window >= length:
+            window = None
+        if bias is not None and bias(q_pos[:, :1], k_pos[:, :1]) is None:
+            bias = None
+    kernels = _able(q, whole, window, bias)
+    if kernel is not None and kernel not in kernels:
+        raise InputError(
+            f"the kernel {kernel!r} cannot compute this attention ({'its own' if whole else 'given'} positions, "
+            f"window={window}, {'no ' if bias is None else ''}bias, on {q.device.type}); one of these can: "
+            f"{', '.join(kernels)}"
+        )
+    match kernel or kernels[0]:
+        case "causal":
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
-        if added is None and window is not None and length >= max(_SHORTEST_BAND, 3 * window):
-            return _attend_band(q, k, v, window)
-    else:
-        added = bias(q_pos, k_pos) if bias is not None else None
-    mask = visible(q_pos, k_pos, window)[:, None]  # (B or 1, 1, Tq, Tk)
-    if added is not None:
-        mask = added.to(q.dtype).masked_fill(~mask, float("-inf"))
-    return _attend_masked(q, k, v, mask)
+        case "band":
+            assert window is not None
+            return _attend_band(q, k, v, window, bias)
+        case "flex":
+            assert window is not None
+            return _attend_flex(q, k, v, window)
+        case "mask":
+            mask = visible(q_pos, k_pos, window)[:, None]  # (B or 1, 1, Tq, Tk)
+            return _attend_masked(q, k, v, _with_bias(mask, bias, q_pos, k_pos, q.dtype))
+
+
+def _able(q: Tensor, whole: bool, window: int | None, bias: Bias | None) -> list[Kernel]:
+    """The kernels that can compute this, the fastest first; ``window`` is None where it covers the text."""
+    if not whole:
+        return ["mask"]
+    if window is None:
+        return ["mask"] if bias is not None else ["causal", "mask"]
+    able: list[Kernel] = ["band", "mask"]
+    if q.shape[2] < max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK):
+        able.reverse()
+    if bias is None and (q.is_cuda or not (q.requires_grad and torch.is_grad_enabled())):  # no backward elsewhere
+        able.insert(0 if q.is_cuda and torch.compiler.is_compiling() else 2, "flex")
+    return able
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
@@ -76,6 +118,12 @@ def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
     return seen | (q_pos < 0)
 
 
+def _with_bias(mask: Tensor, bias: Bias | None, q_pos: Tensor, k_pos: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask (B or 1, 1, Tq, Tk), or with a bias what is added to the scores, -inf where the mask hides them."""
+    added = bias(q_pos, k_pos) if bias is not None else None
+    return mask if added is None else added.to(dtype).masked_fill(~mask, float("-inf"))
+
+
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     B, H, Tq, D = q.shape
     K = k.shape[1]
@@ -86,27 +134,64 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=K != H)
 
 
-def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Windowed attention in blocks: W queries against the 2W keys of their own block and the one before.
+def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None) -> Tensor:
+    """Windowed attention in blocks: S queries against the keys of their own block and of the P blocks before it.
 
-    Cost and memory grow with T·W instead of T². Blocks become heads of one batched call, and a group of query
-    heads the rows of one block, so that shared keys are not copied.
+        keys       0  1  2  3  4  5        one block of a window of 4: S = 2, P = 2
+        query 4    .  x  x  x  x  .
+        query 5    .  .  x  x  x  x
+
+    Blocks become heads of one batched call, and a group of query heads the rows of one block.
     """
     B, H, T, D = q.shape
-    K, S = k.shape[1], window
-    N = -(-T // S)
-    q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
-    q = q.view(B, K, H // K, N, S, D).transpose(2, 3).reshape(B * K, N, H // K * S, D)
-    k, v = (_with_previous_block(x.reshape(B * K, N, S, -1)) for x in (k, v))  # (B·K, N, 2S, D)
-    blocks = S * torch.arange(N, device=q.device)[:, None]
-    q_pos = blocks + torch.arange(S, device=q.device)  # (N, S)
-    k_pos = blocks + torch.arange(-S, S, device=q.device)  # (N, 2S); negative before the first block
-    mask = visible(q_pos, k_pos, window).repeat(1, H // K, 1)  # (N, H/K·S, 2S)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])  # (B·K, N, H/K·S, D)
-    return y.view(B, K, N, H // K, S, -1).transpose(2, 3).reshape(B, H, N * S, -1)[:, :, :T]
+    K, S = k.shape[1], _BLOCK * -(-window // (2 * _BLOCK))
+    G, N, P = H // K, -(-T // S), -(-(window - 1) // S)  # query heads in a group; blocks; earlier blocks that are seen
+    if N * S > T:
+        q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
+    q = q.reshape(B, K, G, N, S, D).transpose(2, 3).reshape(B * K, N, G * S, D)
+    k, v = (_stretches(x.reshape(B * K, N, S, -1), P) for x in (k, v))  # (B·K, N, (P+1)·S, D)
+    starts = S * torch.arange(N, device=q.device)[:, None]
+    q_pos = starts + torch.arange(S, device=q.device)  # (N, S)
+    k_pos = (starts + torch.arange(-P * S, S, device=q.device)).clamp(min=-1)  # (N, (P+1)·S)
+    mask = _with_bias(visible(q_pos, k_pos, window)[:, None], bias, q_pos, k_pos, q.dtype)  # (N, 1 or H, S, (P+1)·S)
+    if mask.shape[1] == 1:
+        mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, N, G·S, (P+1)·S)
+    else:
+        mask = mask.expand(N, H, -1, -1).reshape(N, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B·K, N, G·S, D)
+    return y.view(B, K, N, G, S, -1).transpose(2, 3).reshape(B, H, N * S, -1)[:, :, :T]
 
 
-def _with_previous_block(x: Tensor) -> Tensor:
-    """(B, N, S, D) → (B, N, 2S, D): every block behind its predecessor, the first behind zeros."""
-    previous = F.pad(x[:, :-1], (0, 0, 0, 0, 1, 0))
-    return torch.cat((previous, x), dim=2)
+def _stretches(blocks: Tensor, P: int) -> Tensor:
+    """(B, N, S, D) → (B, N, (P+1)·S, D): every block behind the P before it, zeros before the first."""
+    return _Stretches.apply(blocks, P)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Stretches(torch.autograd.Function):
+    """Stretches that overlap are views of one memory; the gradients of what they share are added block by block.
+
+    (The backward of ``Tensor.unfold`` is correct, too, but adds element by element, which costs a third of everything.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, P: int) -> Tensor:
+        ctx.P, S = P, x.shape[2]
+        return F.pad(x.flatten(1, 2), (0, 0, P * S, 0)).unfold(1, (P + 1) * S, S).transpose(2, 3)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        *earlier, own = gradient.chunk(ctx.P + 1, dim=2)
+        total = own.clone()
+        for back, part in enumerate(reversed(earlier), 1):  # the gradients of a block that later ones have seen
+            total[:, :-back] += part[:, back:]
+        return total, None
+
+
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (j > i - window)
+
+    blocks = create_block_mask(seen, None, None, q.shape[2], q.shape[2], device=str(q.device))
+    return flex_attention(q, k, v, block_mask=blocks, enable_gqa=k.shape[1] != q.shape[1])
