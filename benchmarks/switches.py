@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
 
     text = Text.open(DataSettings(text=options.text))
-    T = options.context_size  # noqa: N806
+    T = options.context_size
     train, test = text.dataset("train", T), text.tokens("test")
     losses: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     trainers: dict[str, Trainer] = {}

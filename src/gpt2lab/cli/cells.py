@@ -151,9 +151,10 @@ def run_cells(folders: Sequence[Path], threads: int, at_once: int, ray_address: 
     return failed
 
 
-def time_arms(out: Path, rounds: int, again: bool = False) -> None:
+def time_arms(out: Path, rounds: int, threads: int, again: bool = False) -> None:
     """Time all arms of a comparison alternately, and write ``speed.json``; a context that it holds is only timed again
     if that is asked for."""
+    torch.set_num_threads(threads)
     path = out / SPEED
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     arms: dict[str, dict[str, Path]] = {}

@@ -116,7 +116,7 @@ def compare(
     config
         YAML or TOML file with any of these options; flags override it.
     threads
-        Of each training; as many run at once as the cores allow (on a GPU: one).
+        Of each training, as many of which run at once as the cores allow (on a GPU: one), and of the timing afterwards.
     shard
         "2/8": only the second eighth of the cells, for job arrays. Copy all folders together and start once more
         without it, or run `gpt2lab report`.
@@ -192,7 +192,7 @@ def compare(
             prepare(cell.folder, cell.settings)
     failed += run([cell.folder for cell in cells])
     if rounds and parts == 1 and all(is_finished(cell.folder) or cell.folder in failed for cell in cells):
-        time_arms(out, rounds)
+        time_arms(out, rounds, threads)
     write_report(out)
     if failed:
         errors.print(f"{len(failed)} cells failed; the same command tries them again", highlight=False)

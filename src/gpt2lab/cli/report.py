@@ -15,7 +15,7 @@ from gpt2lab.evaluation.report import render, verdicts
 from gpt2lab.files import atomic_write
 
 
-def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0) -> int:
+def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0, threads: int = 1) -> int:
     """Make report.html, results.csv and results.json again from the run folders of a comparison.
 
     Parameters
@@ -26,10 +26,15 @@ def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0) -> 
         Folder (or results.json) of another comparison: the report then also shows what changed since.
     rounds
         First time all arms again, in that many rounds: do it while the machine does nothing else.
+    threads
+        Of that timing.
     """
+    for name, value, least in (("rounds", rounds, 0), ("threads", threads, 1)):
+        if value < least:
+            raise InputError(f"--{name} is {value}; it has to be {least} or more")
     other = None if against is None else _read_results(against)
     if rounds:
-        time_arms(folder, rounds, again=True)
+        time_arms(folder, rounds, threads, again=True)
     write_report(folder, other)
     return 0
 

@@ -101,6 +101,10 @@ def _mean(cells: Iterable[Cell], context: int, arm: str, name: str) -> float:
     return float(statistics.mean(cell[name] for cell in cells if (cell["context"], cell["arm"]) == (context, arm)))
 
 
+def _spread(rounds: Sequence[float]) -> dict[str, float] | None:
+    return {"median": statistics.median(rounds), "low": min(rounds), "high": max(rounds)} if rounds else None
+
+
 def _plot(xlabel: str, ylabel: str, **settings: Any) -> tuple["Figure", "Axes"]:
     """Small enough that its letters can be read on a phone."""
     return new_plot(xlabel, ylabel, (5.4, 3.6), **settings)
@@ -123,10 +127,12 @@ class _Page:
         timed = self.results["speed"].get(str(context), {}).get("arms", {})
         return timed.get(arm, {}).get(name, [])  # type: ignore[no-any-return]
 
-    def tokens_per_second(self, context: int, arm: str) -> float | None:
-        """Of training, if it was timed."""
-        step, (cell, *_) = self.seconds(context, arm, "seconds_per_step"), self.groups[context, arm]
-        return cell["tokens"] / cell["steps"] / statistics.median(step) if step else None
+    def tokens_per_second(self, context: int, arm: str) -> dict[str, float] | None:
+        """Of training, if it was timed: median, lowest and highest round."""
+        cell = self.groups[context, arm][0]
+        return _spread(
+            [cell["tokens"] / cell["steps"] / seconds for seconds in self.seconds(context, arm, "seconds_per_step")]
+        )
 
     def quality(self) -> list[dict[str, Any]]:
         """Rows of the table of arms: within a context by validation loss, so that who comes first was not chosen by
@@ -170,7 +176,9 @@ class _Page:
                     "reached": len(reached),
                     "seeds": len(tokens),
                     "tokens_to_target": statistics.median(reached) if reached else None,
-                    "seconds_to_target": statistics.median(reached) / per_second if reached and per_second else None,
+                    "seconds_to_target": (
+                        statistics.median(reached) / per_second["median"] if reached and per_second else None
+                    ),
                     "times": [
                         self._time(context, arm, name)
                         for name in (
@@ -180,7 +188,6 @@ class _Page:
                             "seconds_per_token_long",
                         )
                     ],
-                    "step": self._time(context, arm, "seconds_per_step"),
                     "peak_memory": statistics.median(cell["peak_memory"] for cell in cells) / 2**20,
                     "cache_bytes": cells[0]["cache_bytes"],
                     "reach": cells[0]["reach"],
@@ -190,8 +197,7 @@ class _Page:
 
     def _time(self, context: int, arm: str, name: str) -> dict[str, float] | None:
         """Milliseconds: median, lowest and highest round."""
-        found = [1000 * seconds for seconds in self.seconds(context, arm, name)]
-        return {"median": statistics.median(found), "low": min(found), "high": max(found)} if found else None
+        return _spread([1000 * seconds for seconds in self.seconds(context, arm, name)])
 
     def samples(self) -> list[dict[str, Any]]:
         """What the first seed of each arm wrote."""
@@ -234,7 +240,7 @@ class _Page:
         axes.set_xlim(left=0)
         yield inline_svg(figure)
         arms = [arm for at, arm in self.groups if at == context]
-        speeds = {arm: speed for arm in arms if (speed := self.tokens_per_second(context, arm))}
+        speeds = {arm: speed["median"] for arm in arms if (speed := self.tokens_per_second(context, arm))}
         if len(speeds) == len(arms):
             figure, axes = _plot("seconds of training (at the speed that was timed)", "validation loss, nats per token")
 

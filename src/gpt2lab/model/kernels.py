@@ -101,7 +101,7 @@ def _able(q: Tensor, whole: bool, window: int | None, bias: Bias | None) -> list
     able: list[Kernel] = ["band", "mask"]
     if q.shape[2] < max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK):
         able.reverse()
-    if bias is None and (q.is_cuda or not (q.requires_grad and torch.is_grad_enabled())):  # no backward elsewhere
+    if bias is None and (q.is_cuda or not q.requires_grad):  # it has no backward elsewhere
         able.insert(0 if q.is_cuda and torch.compiler.is_compiling() else 2, "flex")
     return able
 
