@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2lab.config import GPT2Config, InputError
-from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention
+from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention, gpt2
 from tests.model.reference import ALiBi, configs, random_ids, randomised
 
 SIZES = (11, 16, 16, 4, 20, 3)
@@ -47,6 +47,19 @@ def test_targets_of_minus_100_are_not_counted() -> None:
     log_p = model(ids).log_softmax(-1)[:, 5:]
     expected = -log_p.gather(-1, targets[:, 5:, None]).mean()
     torch.testing.assert_close(model(ids, targets), expected, rtol=0, atol=1e-12)
+
+
+def test_the_loss_of_a_large_vocabulary_is_made_in_pieces_and_is_the_same() -> None:
+    model = randomised(GPT2(70_000, 16, 4, 1, 4, 1), dtype=torch.float32)
+    ids, targets = random_ids(model, 40, 16), random_ids(model, 40, 16, seed=1)
+    targets[::3, 5:] = -100
+    assert ids.numel() * 70_000 > gpt2._MANY_LOGITS
+    expected = torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+    gradients = torch.autograd.grad(expected / 3, list(model.parameters()))
+    loss = model(ids, targets)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for found, dense in zip(torch.autograd.grad(loss / 3, list(model.parameters())), gradients, strict=True):
+        torch.testing.assert_close(found, dense, rtol=1e-4, atol=1e-7)
 
 
 def test_targets_are_not_shifted_again() -> None:

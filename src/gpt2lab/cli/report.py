@@ -43,7 +43,7 @@ def write_report(folder: Path, other: dict[str, Any] | None = None) -> None:
     """Write the three files, and tell the verdicts."""
     results = collect(folder)
     files = {
-        "results.json": json.dumps(results, indent=1),
+        "results.json": json.dumps(results),
         "results.csv": _table(results),
         "report.html": render(results, other),
     }

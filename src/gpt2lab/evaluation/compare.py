@@ -268,6 +268,8 @@ def _cell(folder: Path) -> dict[str, Any]:
     context, arm, seed = _key(folder)
     measured = json.loads((folder / MEASUREMENTS).read_text(encoding="utf-8"))
     test = measured.pop("test")
+    for layer in measured["attention_by_distance"] or []:
+        layer[:] = [round(weight, 6) for weight in layer]  # the bulk of it all, and only drawn
     records = read_metrics(folder / "metrics.jsonl")
     curve = [[r["tokens"], r["validation_loss"]] for r in records if r.get("validation_is_estimate")]
     state = read_state(find_checkpoint(folder, "last"))

@@ -20,6 +20,11 @@ from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
 
+# More logits than this (128 MiB, and twice as much for gradients) never exist at once: the loss is made, and its
+# gradients with it, for some tokens after others. torch's own choice of how many is several times slower on a CPU.
+_MANY_LOGITS = 1 << 25
+_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=256, acc_policy="accurate")
+
 
 class GPT2(nn.Module):
     """GPT-2 (Radford et al. 2019), whose attention can be swapped. With no switch given it is the original.
@@ -181,10 +186,11 @@ class GPT2(nn.Module):
             hidden = block(hidden, rotary, positions, cache.layers[layer] if cache is not None else None)
         hidden = self.final_norm(hidden)
         head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
-        logits = F.linear(hidden, head)  # (B, T, V)
         if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return F.linear(hidden, head)  # (B, T, V)
+        many = ids.numel() * len(head) > _MANY_LOGITS and not torch.compiler.is_compiling()
+        options = _IN_PIECES if many else None
+        return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
 
     @property
     def endless(self) -> bool:
