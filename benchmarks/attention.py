@@ -13,15 +13,13 @@ ratios within a round. Extra memory is the most that a forward + backward held a
 """
 
 import argparse
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
+from timing import extra_memory, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,15 +113,6 @@ def _transformers_layer(layer: nn.Module, tables: nn.Module, module: object, set
     return layer(x, tables(x, at), mask)[0]  # type: ignore[no-any-return]
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    work()
-    synchronise()
-    return time.perf_counter() - start
-
-
 def forward(run: Contestant, inputs: list[Tensor]) -> Tensor:
     with torch.no_grad():
         return run(*(x.detach() for x in inputs))
@@ -134,26 +123,6 @@ def both(run: Contestant, inputs: list[Tensor]) -> None:
     y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
     for x in inputs:
         x.grad = None
-
-
-def extra_memory(work: Callable[[], object], device: torch.device) -> float:
-    """MiB that were held at the worst moment, beyond what was held before."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-    before = _kilobytes("VmRSS")
-    work()
-    return (_kilobytes("VmHWM") - before) / 2**10
-
-
-def _kilobytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def compare(

@@ -2,28 +2,25 @@
 
     python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--nanogpt path/to/checkout]
 
-Runs alternate, each in a fresh process with an empty compile cache and an empty cache of encoded texts. The clock runs
-from the start of the process until the loss on the whole validation split (the last 10 % of the text) is known.
+Runs alternate, each in a fresh process with empty caches. The clock runs from the start of the process until the loss
+on the whole validation split (the last 10 % of the text) is known.
 
 * baseline: our ``original`` variant with the hyper-parameters of nanoGPT's README for CPUs, eager.
-* ours: the defaults of ``gpt2lab train``, with as many steps as the target takes.
+* ours: the recipe of ``gpt2lab speedrun``.
 * nanogpt, with --nanogpt: its own ``train.py``, until its last step (its evaluations are few: 20 batches each).
 """
 
 import argparse
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-TARGET = 1.88
-SPLIT = ["--validation-fraction", "0.1", "--test-fraction", "0", "--eval-every", "0", "--checkpoint-every", "0"]
-SPLIT += ["--device", "cpu"]
+from gpt2lab.cli.speedrun import RECIPE, TARGET, seconds_until, train_cold
+
 BASELINE = (
     "--variant original --context-size 64 --num-layers 4 --num-heads 4 --embed-dim 128 --batch-size 12"
     " --max-steps 2000 --optimizer adamw --learning-rate 1e-3 --betas 0.9 0.99 --weight-decay 0.1 --schedule cosine"
@@ -33,15 +30,6 @@ NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64"
     " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 ).split()
-
-
-def gpt2lab(text: Path, options: list[str], seed: int) -> tuple[float, float]:
-    """Seconds and validation loss of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "GPT2LAB_CACHE": f"{folder}/cache"}
-        command = [sys.executable, "-u", "-m", "gpt2lab", "train", "--text", str(text), *SPLIT, *options]
-        command += ["--seed", str(seed), "--out", f"{folder}/run"]
-        return _seconds_until(command, r"^step +(\d+)/\1 .* val ([0-9.]+)", {**os.environ, **caches, "COLUMNS": "200"})
 
 
 def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
@@ -55,31 +43,15 @@ def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
         script = copy / "train.py"
         script.write_text(script.read_text().replace("manual_seed(1337", f"manual_seed({seed}"))
         command = [sys.executable, "-u", "train.py", *NANOGPT]
-        return _seconds_until(command, r"^step (2000): .* val loss ([0-9.]+)", dict(os.environ), copy)
-
-
-def _seconds_until(
-    command: list[str], line: str, environment: dict[str, str], folder: Path | None = None
-) -> tuple[float, float]:
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
-        assert process.stdout is not None
-        for output in process.stdout:
-            if found := re.search(line, output):
-                seconds = time.perf_counter() - start
-                process.communicate()
-                return seconds, float(found[2])
-    raise SystemExit(f"{' '.join(command)} ended with {process.returncode} before it told its loss")
+        return seconds_until(r"^step (2000): .* val loss ([0-9.]+)", command, os.environ, copy)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=OUR_STEPS, help="of our recipe (default: %(default)s)")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, timed too")
     options = parser.parse_args()
-    ours = ["--max-steps", str(options.steps)]
     rounds: dict[str, list[tuple[float, float]]] = {"baseline": [], "ours": []}
     if options.nanogpt:
         rounds["nanogpt"] = []
@@ -88,7 +60,8 @@ def main() -> None:
             if name == "nanogpt":
                 results.append(nanogpt(options.text.resolve(), options.nanogpt, seed))
             else:
-                results.append(gpt2lab(options.text.resolve(), BASELINE if name == "baseline" else ours, seed))
+                attempt = train_cold(options.text.resolve(), BASELINE if name == "baseline" else RECIPE, seed)
+                results.append((attempt.seconds, attempt.loss))
             print(f"seed {seed} {name:9} {results[-1][0]:7.1f} s  loss {results[-1][1]:.4f}", flush=True)
     print("\n| recipe | seconds, median (min – max) | validation loss, each seed |\n|---|---|---|")
     for name, results in rounds.items():
@@ -101,9 +74,6 @@ def main() -> None:
     missed = [loss for _, loss in rounds["ours"] if loss > TARGET]
     print(f"ours reached {TARGET} with {len(rounds['ours']) - len(missed)} of {len(rounds['ours'])} seeds")
 
-
-# As many as reach the target with a margin on seeds other than those reported here (docs/recipe.md).
-OUR_STEPS = 260
 
 if __name__ == "__main__":
     main()

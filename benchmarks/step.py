@@ -1,0 +1,142 @@
+"""A whole training step, and how much of it is matrix products: ours against its peers, in one run.
+
+    python benchmarks/step.py [--sizes 0.8M,10M,124M] [--precision float32] [--compile] [--device cpu]
+
+Every contestant makes optimiser steps (AdamW, fused, gradients clipped) on the same random tokens, in turn, several
+rounds. Peak: floating-point operations of the model's matrix products (counted once forward and twice backward) per
+second, as a share of this machine's own 1024³ product in that precision, measured in the same round. Memory: what a
+step held at once beyond weights, gradients and optimiser state.
+
+* original: GPT-2 itself, of gpt2lab. modern: RoPE, shared key/value heads, a window.
+* Transformers: GPT2LMHeadModel (SDPA) of the same shape. litgpt: its GPT of the same shape with LayerNorm, biases and
+  GELU; its positions are rotary and its output layer is not tied. As far as these are installed.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+from timing import extra_memory, seconds
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gpt2lab.config import GPT2Config, Variant, variant_switches
+from gpt2lab.model import GPT2
+from gpt2lab.training.hardware import autocast, choose_device, describe_machine, peak_flops
+
+# vocabulary, context, width, heads, feed-forward width, layers; windows a step
+SIZES = {
+    "0.8M": ((65, 64, 128, 4, 512, 4), 12),
+    "10M": ((65, 256, 384, 6, 1536, 6), 16),
+    "124M": ((50304, 1024, 768, 12, 3072, 12), 1),
+}
+
+
+def ours(variant: Variant) -> Callable[..., tuple[nn.Module, Callable[..., Tensor]]]:
+    def make(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
+        model = GPT2.from_config(GPT2Config(V, T, C, H, F_, L, **variant_switches(variant, T, H)))
+        return model, lambda forward, x, y: forward(x, y)
+
+    return make
+
+
+def transformers(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
+    from transformers import GPT2Config as Config
+    from transformers import GPT2LMHeadModel
+
+    sizes = {"vocab_size": V, "n_positions": T, "n_embd": C, "n_head": H, "n_inner": F_, "n_layer": L}
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
+    model = GPT2LMHeadModel(Config(**sizes, **none, use_cache=False, attn_implementation="sdpa"))
+    return model, lambda forward, x, y: F.cross_entropy(forward(x).logits.flatten(0, 1), y.flatten())
+
+
+def litgpt(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
+    from litgpt import GPT, Config
+
+    sizes = {"padded_vocab_size": V, "block_size": T, "n_embd": C, "n_head": H, "intermediate_size": F_, "n_layer": L}
+    model = GPT(Config(**sizes, parallel_residual=False, rotary_percentage=1.0, gelu_approximate="tanh"))
+    return model, lambda forward, x, y: F.cross_entropy(forward(x).flatten(0, 1), y.flatten())
+
+
+CONTESTANTS = {
+    "original": ours("original"),
+    "modern": ours("modern"),
+    "Transformers": transformers,
+    "litgpt": litgpt,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES))
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (autocast) (default: float32)")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    device, dtype = choose_device(options.device), getattr(torch, options.precision)
+    torch.set_num_threads(options.threads)
+    compiled = "compiled" if options.compile else "eager"
+    print(f"{describe_machine()}; {device}, {options.threads} threads, {options.precision}, {compiled}\n")
+    print(
+        "| size | model | parameters | step, ms | of peak | times original | extra MiB |\n|---|---|---|---|---|---|---|"
+    )
+    for name in options.sizes.split(","):
+        sizes, batch_size = SIZES[name]
+        ids = torch.randint(sizes[0], (batch_size, sizes[1] + 1), generator=torch.Generator().manual_seed(0)).to(device)
+        x, y = ids[:, :-1], ids[:, 1:].contiguous()
+        steps: dict[str, Callable[[], None]] = {}
+        models: dict[str, nn.Module] = {}
+        for contestant, make in CONTESTANTS.items():
+            try:
+                model, loss_of = make(*sizes)
+            except ImportError:
+                print(f"{contestant} is not installed, so it is left out")
+                continue
+            models[contestant] = model.to(device)
+            steps[contestant] = step_of(model, loss_of, x, y, dtype, options.compile)
+        times: dict[str, list[float]] = {contestant: [] for contestant in steps}
+        peaks, memory = [], {}
+        for contestant, step in steps.items():
+            step()  # compiles, and makes the optimiser's state
+            memory[contestant] = extra_memory(step, device)
+        for _ in range(options.rounds if batch_size > 1 else max(3, options.rounds // 3)):
+            peaks.append(peak_flops(device, dtype))
+            for contestant, step in steps.items():
+                times[contestant].append(seconds(step, device))
+        for contestant, found in times.items():
+            count = sum(p.numel() for p in models[contestant].parameters())
+            share = ratio = "–"
+            if isinstance(model := models[contestant], GPT2):
+                work = 3 * model.flops_per_token() * y.numel()
+                share = f"{statistics.median(work / t / p for t, p in zip(found, peaks, strict=True)):.0%}"
+            ratio = f"{statistics.median(t / o for t, o in zip(found, times['original'], strict=True)):.2f}"
+            spread = f"{1e3 * statistics.median(found):.1f} ({1e3 * min(found):.1f} – {1e3 * max(found):.1f})"
+            print(
+                f"| {name} | {contestant} | {count:,} | {spread} | {share} | {ratio} | {memory[contestant]:.0f} |",
+                flush=True,
+            )
+
+
+def step_of(
+    model: nn.Module, loss_of: Callable[..., Tensor], x: Tensor, y: Tensor, dtype: torch.dtype, compiled: bool
+) -> Callable[[], None]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        with autocast(x.device, dtype):
+            loss = loss_of(forward, x, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
