@@ -43,7 +43,8 @@ def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
         script = copy / "train.py"
         script.write_text(script.read_text().replace("manual_seed(1337", f"manual_seed({seed}"))
         command = [sys.executable, "-u", "train.py", *NANOGPT]
-        return seconds_until(r"^step (2000): .* val loss ([0-9.]+)", command, os.environ, copy)
+        seconds, line = seconds_until(r"^step 2000: .* val loss", command, os.environ, copy)
+        return seconds, float(line.split()[-1])
 
 
 def main() -> None:

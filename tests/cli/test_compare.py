@@ -147,6 +147,7 @@ def test_the_files_agree_with_each_other(grid: tuple[Path, Finished]) -> None:
     with (out / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["arm"], row["seed"]) for row in rows] == [(c["arm"], str(c["seed"])) for c in results["cells"]]
+    assert {"sample", "curve", "loss_by_position", "attention_by_distance"}.isdisjoint(rows[0])
     assert [float(row["test_loss"]) for row in rows] == [c["test_loss"] for c in results["cells"]]
     for row in rows:
         rounds = results["speed"]["8"]["arms"][row["arm"]]["seconds_per_token"]

@@ -27,10 +27,10 @@ def lookup(table: Tensor) -> kernels.Bias:
     """A bias that finds what it adds in a table: by positions (1, H or 1, T, T), or whatever these are."""
 
     def bias(q_pos: Tensor, k_pos: Tensor) -> Tensor:
-        if table.shape[0] > 1 or table.shape[2] != table.shape[3]:
+        if table.shape[0] > 1 or table.shape[2] == 1 or table.shape[2] != table.shape[3]:
             return table
-        rows = q_pos.clamp(max=table.shape[2] - 1)[:, :, None]
-        return table[0][:, rows, k_pos.clamp(0, table.shape[3] - 1)[:, None, :]].transpose(0, 1)
+        assert max(q_pos.max(), k_pos.max()) < table.shape[2]  # no token is asked for that is not there
+        return table[0][:, q_pos[:, :, None], k_pos[:, None, :]].transpose(0, 1)
 
     return bias
 
@@ -77,14 +77,30 @@ def test_a_window_in_a_short_text_is_the_dense_one(
     st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]),
     st.integers(2, 3 * BLOCK) | st.integers(3 * BLOCK, 7 * BLOCK),
     st.sampled_from([1, 2, 3, 7, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 1]) | st.integers(1, 6 * BLOCK),
-    st.booleans(),
+    st.sampled_from(["no bias", "a bias for all heads", "a bias for each"]),
 )
 def test_blocks_against_their_band_are_the_dense_window(
-    seed: int, B: int, HK: tuple[int, int], T: int, W: int, biased: bool
+    seed: int, B: int, HK: tuple[int, int], T: int, W: int, biased: str
 ) -> None:
-    bias = torch.randn(1, HK[0], T, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    how = {"bias": bias.requires_grad_()} if biased else {}
+    heads = HK[0] if biased == "a bias for each" else 1
+    bias = torch.randn(1, heads, T, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    how = {} if biased == "no bias" else {"bias": bias.requires_grad_()}
     assert_equals_dense(random_qkv(seed, B, HK, T, T, 3), window=min(W, T - 1), kernel="band", **how)
+
+
+def test_values_can_have_another_width_than_keys_in_every_kernel() -> None:
+    q, k, _ = random_qkv(0, 2, (4, 2), 300, 300, 3)
+    wide = torch.randn(2, 2, 300, 5, dtype=torch.float64)
+    for kernel, W in (("causal", None), ("band", 40), ("mask", 40)):
+        y = attend(q, k, wide, window=W, kernel=kernel)
+        torch.testing.assert_close(y, dense_attention(q, k, wide, window=W), rtol=0, atol=1e-12)
+
+
+def test_a_bias_that_has_nothing_to_add_is_no_bias() -> None:
+    for T, W in ((20, None), (20, 7), (LONG + 200, 7)):
+        qkv = random_qkv(0, 1, (2, 1), T, T, 3)
+        y = attend(*qkv, window=W, bias=lambda q_pos, k_pos: None)
+        torch.testing.assert_close(y, dense_attention(*qkv, window=W), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("W", [1, BLOCK, 4 * BLOCK])
@@ -105,7 +121,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, tor
 @pytest.mark.parametrize("phase", ["training", "prefill"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("K", [4, 2, 1])
-@pytest.mark.parametrize(("kernel", "W"), [("causal", None), ("band", 70), ("flex", 70), ("mask", 70), ("mask", None)])
+@pytest.mark.parametrize(
+    ("kernel", "W"),
+    [("causal", None), ("band", 70), ("band", 280), ("flex", 70), ("mask", 70), ("mask", 280), ("mask", None)],
+)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_every_kernel_is_the_dense_one_in_every_precision(
     kernel: kernels.Kernel, W: int | None, K: int, dtype: torch.dtype, phase: str, device: str

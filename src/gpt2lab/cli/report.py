@@ -62,8 +62,9 @@ def _table(results: dict[str, Any]) -> str:
         timed = results["speed"].get(str(cell["context"]), {}).get("arms", {}).get(cell["arm"], {})
         rows.append(cell | {speed: statistics.median(seconds) for speed, seconds in timed.items()})
     text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list))
-    writer = csv.DictWriter(text, [name for name in columns if name != "sample"], extrasaction="ignore")
+    names = dict.fromkeys(name for row in rows for name in row)
+    long = {name for row in rows for name, value in row.items() if isinstance(value, list)} | {"sample"}
+    writer = csv.DictWriter(text, [name for name in names if name not in long], extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -17,6 +17,7 @@ from gpt2lab.cli.settings import console
 from gpt2lab.config import InputError
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
 from gpt2lab.training.hardware import describe_machine
+from gpt2lab.training.metrics import read_metrics
 
 TARGET = 1.88
 # The record's recipe: what `gpt2lab train` does unless told otherwise, for as many steps as reach the target.
@@ -56,7 +57,10 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
         raise InputError(f"--seeds is {seeds}; it has to be 1 or more")
     corpus = open_corpus("tinyshakespeare") if text is None else open_corpus(text=str(text))
     if corpus.sha256 != TINYSHAKESPEARE_SHA256:
-        raise InputError(f"{text} is not tinyshakespeare (its SHA-256 differs), and {TARGET} is a loss on that text")
+        raise InputError(
+            f"{text} is not tinyshakespeare (its SHA-256 differs), and {TARGET} is a loss on that text; "
+            "without --text it is downloaded"
+        )
     attempts = []
     for seed in range(1, seeds + 1):
         with console.status(f"seed {seed} of {seeds}, about half a minute each"):
@@ -87,13 +91,14 @@ def train_cold(text: Path, recipe: Sequence[str], seed: int) -> Attempt:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "GPT2LAB_CACHE": f"{folder}/cache", "COLUMNS": "200"}
         command = [sys.executable, "-u", "-m", "gpt2lab", "train", "--text", str(text), *CONDITIONS, *recipe]
         command += ["--seed", str(seed), "--out", f"{folder}/run"]
-        return Attempt(seed, *seconds_until(r"^step +(\d+)/\1 .* val ([0-9.]+)", command, os.environ | caches))
+        seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches)
+        return Attempt(seed, seconds, read_metrics(Path(folder) / "run" / "metrics.jsonl")[-1]["validation_loss"])
 
 
 def seconds_until(
-    line: str, command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
-) -> tuple[float, float]:
-    """Seconds from a command's start until it prints such a line, and the loss in it.
+    pattern: str, command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+) -> tuple[float, str]:
+    """Seconds from a command's start until it prints a line with this pattern, and that line.
 
     Raises:
         InputError: the command ended without it.
@@ -102,8 +107,11 @@ def seconds_until(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder) as process:
         assert process.stdout is not None
         for output in process.stdout:
-            if found := re.search(line, output):
+            if re.search(pattern, output):
                 seconds = time.perf_counter() - start
                 process.communicate()
-                return seconds, float(found[2])
-    raise InputError(f"{' '.join(command)} ended with {process.returncode} before it told its loss")
+                return seconds, output
+    raise InputError(
+        f"{' '.join(command)} ended with exit code {process.returncode} before it told its loss; what it printed last "
+        "stands above"
+    )

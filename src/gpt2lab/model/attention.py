@@ -57,7 +57,8 @@ class ScaledDotProductAttention(nn.Module):
 
         Positions are (B or 1, T), -1 for an empty slot; None means 0 .. T-1 for both.
         """
-        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=self.bias)
+        biased = type(self).bias is not ScaledDotProductAttention.bias
+        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=self.bias if biased else None)
 
 
 class GroupQueryAttention(ScaledDotProductAttention):

@@ -20,10 +20,10 @@ from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
 
-# More logits than this (128 MiB, and twice as much for gradients) never exist at once: the loss is made, and its
-# gradients with it, for some tokens after others. torch's own choice of how many is several times slower on a CPU.
+# Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
+# 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
 _MANY_LOGITS = 1 << 25
-_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=256, acc_policy="accurate")
+_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=256, acc_policy="accurate", acc_dtype=torch.float32)
 
 
 class GPT2(nn.Module):
@@ -165,7 +165,8 @@ class GPT2(nn.Module):
             cache: memory of earlier tokens, which the new ones are added to.
 
         Returns:
-            logits (B, T, V), or a scalar: mean cross-entropy in nats.
+            logits (B, T, V), or a scalar: mean cross-entropy in nats (of a large vocabulary: made without ever holding
+            all logits, and differentiable once).
 
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
@@ -188,8 +189,12 @@ class GPT2(nn.Module):
         head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
         if targets is None:
             return F.linear(hidden, head)  # (B, T, V)
-        many = ids.numel() * len(head) > _MANY_LOGITS and not torch.compiler.is_compiling()
-        options = _IN_PIECES if many else None
+        many = ids.numel() * len(head) > _MANY_LOGITS
+        options = None
+        if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
+            options = _IN_PIECES
+            if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
+                hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
         return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
 
     @property

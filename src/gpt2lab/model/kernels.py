@@ -28,7 +28,7 @@ Kernel = Literal["causal", "band", "flex", "mask"]
 _SHORTEST_BAND = 256
 # Blocks are half a window long, in whole multiples of this: odd sizes cost a kernel more than some empty rows.
 _BLOCK = 32
-# With fewer keys to see than this, a CPU's bfloat16 kernel needs up to four times as long for the backward as float32.
+# With fewer keys to see than this, a CPU's kernel needs longer for the backward in half the precision than in float32.
 _FEW_KEYS = 256
 
 
@@ -76,9 +76,7 @@ def attend(
         q_pos = k_pos = torch.arange(length, device=q.device)[None]
         if window is not None and window >= length:
             window = None
-        if bias is not None and bias(q_pos[:, :1], k_pos[:, :1]) is None:
-            bias = None
-    kernels = _able(q, whole, window, bias)
+    kernels = _able(q, k, v, whole, window, bias)
     if kernel is not None and kernel not in kernels:
         raise InputError(
             f"the kernel {kernel!r} cannot compute this attention ({'its own' if whole else 'given'} positions, "
@@ -99,17 +97,20 @@ def attend(
             return _attend_masked(q, k, v, _with_bias(mask, bias, q_pos, k_pos, q.dtype))
 
 
-def _able(q: Tensor, whole: bool, window: int | None, bias: Bias | None) -> list[Kernel]:
+def _able(q: Tensor, k: Tensor, v: Tensor, whole: bool, window: int | None, bias: Bias | None) -> list[Kernel]:
     """The kernels that can compute this, the fastest first; ``window`` is None where it covers the text."""
     if not whole:
         return ["mask"]
     if window is None:
         return ["mask"] if bias is not None else ["causal", "mask"]
+    B, _, T, _ = q.shape
     able: list[Kernel] = ["band", "mask"]
-    if q.shape[2] < max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK):
-        able.reverse()
-    if bias is None and (q.is_cuda or not q.requires_grad):  # it has no backward elsewhere
-        able.insert(0 if q.is_cuda and torch.compiler.is_compiling() else 2, "flex")
+    if max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK) > T or (bias is not None and 2 * window * B > T):
+        able.reverse()  # (a bias is copied for every text of the batch)
+    if bias is None and q.is_cuda and min(q.shape[-1], v.shape[-1]) >= 16 and q.dtype != torch.float64:
+        able.insert(0 if torch.compiler.is_compiling() else 2, "flex")
+    if bias is None and not q.is_cuda and not any(x.requires_grad for x in (q, k, v)):  # it has no backward there
+        able.append("flex")
     return able
 
 
@@ -159,7 +160,8 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
     k, v = (_stretches(x.reshape(B * K, N, S, -1), P) for x in (k, v))  # (B·K, N, (P+1)·S, D)
     starts = S * torch.arange(N, device=q.device)[:, None]
     q_pos = starts + torch.arange(S, device=q.device)  # (N, S)
-    k_pos = (starts + torch.arange(-P * S, S, device=q.device)).clamp(min=-1)  # (N, (P+1)·S)
+    k_pos = starts + torch.arange(-P * S, S, device=q.device)  # (N, (P+1)·S)
+    q_pos, k_pos = (torch.where((pos >= 0) & (pos < T), pos, -1) for pos in (q_pos, k_pos))  # none beside the text
     mask = _with_bias(visible(q_pos, k_pos, window)[:, None], bias, q_pos, k_pos, q.dtype)  # (N, 1 or H, S, (P+1)·S)
     if mask.shape[1] == 1:
         mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, N, G·S, (P+1)·S)
