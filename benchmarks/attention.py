@@ -74,24 +74,12 @@ def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> 
         sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": K, "sliding_window": W}
         sizes |= {"max_position_embeddings": T, "attn_implementation": "sdpa"}
         sizes |= {"bos_token_id": None, "eos_token_id": None}
-        for name, kind, module, rotary_class, settings in (
-            (
-                "Starcoder2",
-                modeling_starcoder2.Starcoder2Attention,
-                modeling_starcoder2,
-                modeling_starcoder2.Starcoder2RotaryEmbedding,
-                Starcoder2Config(**sizes),
-            ),
-            (
-                "Mistral",
-                modeling_mistral.MistralAttention,
-                modeling_mistral,
-                modeling_mistral.MistralRotaryEmbedding,
-                MistralConfig(**sizes),
-            ),
+        for name, module, settings in (
+            ("Starcoder2", modeling_starcoder2, Starcoder2Config(**sizes)),
+            ("Mistral", modeling_mistral, MistralConfig(**sizes)),
         ):
-            layer = kind(settings, 0).to(device, dtype)
-            tables = rotary_class(settings).to(device)
+            layer = getattr(module, f"{name}Attention")(settings, 0).to(device, dtype)
+            tables = getattr(module, f"{name}RotaryEmbedding")(settings).to(device)
             found[name] = partial(_transformers_layer, layer, tables, module, settings)
     except ImportError:
         print("Transformers is not installed, so its layers are left out")

@@ -31,6 +31,7 @@ from gpt2lab.cli.settings import (
     training_settings_of,
 )
 from gpt2lab.config import InputError
+from gpt2lab.data import Tokenizer
 from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED
 from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
@@ -61,7 +62,7 @@ def prepare(folder: Path, settings: RunSettings) -> None:
         )
     if settings.model.attention is not None and checkpoints_of(folder):
         try:
-            load(folder, attention=load_attention(settings.model.attention), checkpoint="last")
+            _load(folder)
         except InputError as error:
             raise InputError(f"{folder} cannot go on: {error}; choose another --out for a new one") from None
 
@@ -107,8 +108,9 @@ def run_cell(folder: Path) -> int:
                 return 0 if is_finished(folder) else status
             if status != 0:
                 return status
-        model, text = _open(folder)
-        measured = measure(model, text.tokenizer, text.tokens("test"), seed=settings["seed"])
+        model, tokenizer = _load(folder)
+        text = Text.open(data_settings_of(folder), tokenizer)
+        measured = measure(model, tokenizer, text.tokens("test"), seed=settings["seed"])
         with atomic_write(folder / MEASUREMENTS) as file:
             file.write(json.dumps(dataclasses.asdict(measured)).encode())
     return 0
@@ -168,7 +170,7 @@ def time_arms(out: Path, rounds: int, threads: int, again: bool = False) -> None
                 continue
             load = os.getloadavg()[0]
             task = progress.add_task(f"timing at a context of {context}", total=(rounds + 1) * len(folders))
-            trainers = {arm: _trainer_of(folder) for arm, folder in folders.items()}
+            trainers = _trainers(folders)
             with warnings.catch_warnings(action="ignore"):  # that a context is full is what is timed
                 found = measure_speed(trainers, rounds, partial(progress.advance, task))
             about = {"machine": describe_machine(), "threads": torch.get_num_threads(), "load_before": load}
@@ -177,18 +179,28 @@ def time_arms(out: Path, rounds: int, threads: int, again: bool = False) -> None
                 file.write(json.dumps(known, indent=1).encode())
 
 
-def _trainer_of(cell: Path) -> Trainer:
-    model, text = _open(cell)
-    training = dataclasses.replace(training_settings_of(cell), out=None)
+def _trainers(arms: dict[str, Path]) -> dict[str, Trainer]:
+    """Trainers that go on with a cell of each arm of a context, whose text they share."""
+    loaded = {arm: _load(cell) for arm, cell in arms.items()}
+    first, (model, tokenizer) = next(iter(loaded.items()))
+    text = Text.open(data_settings_of(arms[first]), tokenizer)
     dataset = text.dataset("train", model.config.max_seq_len)
-    return Trainer(model, dataset, None, training, console=Console(quiet=True))
+    return {
+        arm: Trainer(
+            model,
+            dataset,
+            None,
+            dataclasses.replace(training_settings_of(arms[arm]), out=None),
+            console=Console(quiet=True),
+        )
+        for arm, (model, _) in loaded.items()
+    }
 
 
-def _open(cell: Path) -> tuple[GPT2, Text]:
-    """The model as its training left it, and the text that it was trained on."""
+def _load(cell: Path) -> tuple[GPT2, Tokenizer]:
+    """The model as its training left it, and its tokenizer."""
     attention = load_attention(read_settings(cell / CELL).get("attention"))
-    model, tokenizer = load(cell, attention=attention, checkpoint="last")
-    return model, Text.open(data_settings_of(cell), tokenizer)
+    return load(cell, attention=attention, checkpoint="last")
 
 
 def why_failed(folder: Path) -> str:

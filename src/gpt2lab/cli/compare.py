@@ -31,6 +31,7 @@ from gpt2lab.cli.settings import (
     ModelSettings,
     RunSettings,
     Text,
+    check_counts,
     console,
     errors,
     read_settings,
@@ -137,7 +138,8 @@ def compare(
     if "minutes" in budget and parts > 1:
         raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
     before = _before(out, claims, contexts)
-    _check(data, model, training, seeds=seeds, threads=threads, rounds=rounds)
+    check_counts(seeds=seeds, threads=threads, rounds=rounds)
+    _check(data, model, training)
     with console.status("reading the text"):
         text = Text.open(data)
     console.print(text.describe(), highlight=False)
@@ -223,11 +225,7 @@ def _budget(**sizes: float | None) -> dict[str, float]:
     return given
 
 
-def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig, **counts: int) -> None:
-    for name, value in counts.items():
-        least = 0 if name == "rounds" else 1
-        if value < least:
-            raise InputError(f"--{name} is {value}; it has to be {least} or more")
+def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig) -> None:
     default = ModelSettings()
     if any(getattr(model, name) != getattr(default, name) for name in ARM_CHOICES):
         raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.cli.cells import time_arms
-from gpt2lab.cli.settings import console
+from gpt2lab.cli.settings import check_counts, console
 from gpt2lab.config import InputError
 from gpt2lab.evaluation.compare import COMPARISON, collect
 from gpt2lab.evaluation.report import render, verdicts
@@ -29,9 +29,7 @@ def report(folder: Path, /, *, against: Path | None = None, rounds: int = 0, thr
     threads
         Of that timing.
     """
-    for name, value, least in (("rounds", rounds, 0), ("threads", threads, 1)):
-        if value < least:
-            raise InputError(f"--{name} is {value}; it has to be {least} or more")
+    check_counts(rounds=rounds, threads=threads)
     other = None if against is None else _read_results(against)
     if rounds:
         time_arms(folder, rounds, threads, again=True)

@@ -285,6 +285,14 @@ class Text:
         return f"{self.corpus.name}: {size:,} bytes, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
 
 
+def check_counts(**counts: int) -> None:
+    """Refuse options that are below 1, or below 0 for ``rounds``, where none are meant by that."""
+    for name, value in counts.items():
+        least = 0 if name == "rounds" else 1
+        if value < least:
+            raise InputError(f"--{name} is {value}; it has to be {least} or more")
+
+
 def parse_window(text: str) -> Window:
     """``"full"``, ``"128"`` or ``"128,128,full"`` as the configuration has it."""
     try:

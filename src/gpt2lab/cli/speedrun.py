@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.cli.settings import console
+from gpt2lab.cli.settings import check_counts, console
 from gpt2lab.config import InputError
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
 from gpt2lab.training.hardware import describe_machine
@@ -53,8 +53,7 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
     json
         Print one JSON object.
     """
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}; it has to be 1 or more")
+    check_counts(seeds=seeds)
     corpus = open_corpus("tinyshakespeare") if text is None else open_corpus(text=str(text))
     if corpus.sha256 != TINYSHAKESPEARE_SHA256:
         raise InputError(
