@@ -179,7 +179,7 @@ def _stretches(blocks: Tensor, P: int) -> Tensor:
 class _Stretches(torch.autograd.Function):
     """Stretches that overlap are views of one memory; the gradients of what they share are added block by block.
 
-    (The backward of ``Tensor.unfold`` is correct, too, but adds element by element, which costs a third of everything.)
+    (The backward of ``Tensor.unfold`` is correct, too, but adds element by element, which is slower.)
     """
 
     @staticmethod
