@@ -21,6 +21,10 @@ class InputError(ValueError):
     """Something that a user gave is wrong; the message says what, where, and what to do about it."""
 
 
+class TrainingError(RuntimeError):
+    """A training cannot go on; the message says why, and what is left of it."""
+
+
 @dataclass(frozen=True)
 class GPT2Config:
     """Sizes and switches of a GPT-2; with every switch at its default it is GPT-2 itself.

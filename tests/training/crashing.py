@@ -14,7 +14,14 @@ from typing import Any
 import torch
 
 from gpt2lab.model import GPT2
-from gpt2lab.training.checkpoint import TrainingState, find_checkpoint, load, restore_training, save_checkpoint
+from gpt2lab.training.checkpoint import (
+    Snapshot,
+    TrainingState,
+    find_checkpoint,
+    load,
+    restore_training,
+    save_checkpoint,
+)
 from gpt2lab.training.optimizers import build_optimizers
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
@@ -41,9 +48,9 @@ def main(folder: Path) -> None:
     for optimizer in optimizers:
         optimizer.step()
     state = TrainingState(step=2, tokens=8, seconds=1.0, validation_loss=1.0)
-    before = folder / "before"
-    save_checkpoint(before, model, optimizers, state)  # the best
-    save_checkpoint(before, model, optimizers, dataclasses.replace(state, step=4, validation_loss=2.0))
+    before, snapshot = folder / "before", Snapshot.of(model, optimizers)
+    save_checkpoint(before, model, snapshot, state, keep=1)  # the best
+    save_checkpoint(before, model, snapshot, dataclasses.replace(state, step=4, validation_loss=2.0), keep=1)
     shutil.copy(folder / "tokenizer.json", before)
     touch, code = 0, 9
     while code == 9:
@@ -53,7 +60,7 @@ def main(folder: Path) -> None:
         child = os.fork()
         if child == 0:
             crash_at(touch, run)
-            save_checkpoint(run, model, optimizers, dataclasses.replace(state, step=6, validation_loss=1.5))
+            save_checkpoint(run, model, snapshot, dataclasses.replace(state, step=6, validation_loss=1.5), keep=1)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         try:
@@ -64,7 +71,7 @@ def main(folder: Path) -> None:
             load(run, checkpoint="last")
             if (restored.step, best.name) not in {(4, "step-00000002"), (6, "step-00000002")}:
                 print(f"crash {touch}: last {last.name}, best {best.name}")
-            save_checkpoint(run, model, optimizers, dataclasses.replace(state, step=8, validation_loss=3.0))
+            save_checkpoint(run, model, snapshot, dataclasses.replace(state, step=8, validation_loss=3.0), keep=1)
             left = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
             if left != ["step-00000002", "step-00000008"]:
                 print(f"crash {touch}: afterwards {left}")

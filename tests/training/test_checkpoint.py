@@ -4,12 +4,13 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,19 +23,30 @@ from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
 from gpt2lab.training.checkpoint import (
+    Snapshot,
     TrainingState,
+    Which,
+    checkpoints_of,
     optimizer_tensors,
     read_state,
     restore_training,
     save_checkpoint,
+    verify_checkpoint,
 )
+from gpt2lab.training.hardware import compiler_available
 from gpt2lab.training.metrics import MetricsFile, Record, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
 
 ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(not compiler_available(torch.device("cpu")), reason="no compiler is here")
+
 STATE = TrainingState(step=1, tokens=8, seconds=1.0, validation_loss=1.0)
+
+
+def save(run: Path, model: GPT2, state: TrainingState, keep: int = 1) -> None:
+    save_checkpoint(run, model, Snapshot.of(model, []), state, keep)
 
 
 def names(run: Path) -> list[str]:
@@ -61,6 +73,18 @@ def interrupt_at(step: int, number: signal.Signals = signal.SIGINT) -> Callable[
     return sink
 
 
+def interrupt_in(trainer: Trainer, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Let a signal come while that step is computed."""
+    update = trainer.update
+
+    def interrupted(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor | None, int]:
+        if trainer.state.step == step - 1:
+            signal.raise_signal(number)
+        return update(batches)
+
+    trainer.update = interrupted  # type: ignore[method-assign]
+
+
 # Complete or absent
 
 
@@ -82,19 +106,19 @@ def test_a_crash_at_any_moment_of_saving_leaves_complete_checkpoints_only(tmp_pa
 
 def test_a_checkpoint_left_half_written_is_ignored_and_cleared_by_the_next_save(tmp_path: Path) -> None:
     model = tiny_model(5)
-    save_checkpoint(tmp_path, model, [], STATE)
+    save(tmp_path, model, STATE)
     half = tmp_path / "checkpoints" / ".step-00000002.partial"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of")
     assert find_checkpoint(tmp_path, "last").name == "step-00000001"
-    save_checkpoint(tmp_path, model, [], dataclasses.replace(STATE, step=2, validation_loss=0.5))
+    save(tmp_path, model, dataclasses.replace(STATE, step=2, validation_loss=0.5))
     assert names(tmp_path) == ["step-00000002"]
 
 
 def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
     model, kept = tiny_model(5), []
     for step, loss in enumerate([3.0, 2.0, 1.0, 2.0, None, 0.5], start=1):
-        save_checkpoint(tmp_path, model, [], dataclasses.replace(STATE, step=step, validation_loss=loss))
+        save(tmp_path, model, dataclasses.replace(STATE, step=step, validation_loss=loss))
         kept.append([int(name.removeprefix("step-")) for name in names(tmp_path)])
         assert find_checkpoint(tmp_path, "last").name == f"step-{step:08d}"
     assert kept == [[1], [2], [3], [3, 4], [3, 5], [6]]
@@ -102,16 +126,106 @@ def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
 
 def test_without_any_validation_loss_the_best_checkpoint_is_the_last(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, tiny_model(5), [], dataclasses.replace(STATE, step=step, validation_loss=None))
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=None))
     assert names(tmp_path) == ["step-00000003"]
     assert find_checkpoint(tmp_path, "best") == find_checkpoint(tmp_path, "last")
 
 
 def test_a_training_that_diverges_does_not_lose_its_best_checkpoint(tmp_path: Path) -> None:
     for step, loss in enumerate([2.0, 1.0, math.nan, math.nan], start=1):
-        save_checkpoint(tmp_path, tiny_model(5), [], dataclasses.replace(STATE, step=step, validation_loss=loss))
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=loss))
     assert find_checkpoint(tmp_path, "best").name == "step-00000002"
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [2, 5]), (2, [2, 4, 5]), (3, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
+def test_as_many_of_the_latest_checkpoints_stay_as_was_asked_for_and_the_best_one(
+    tmp_path: Path, keep: int, left: list[int]
+) -> None:
+    for step, loss in enumerate([3.0, 1.0, 2.0, 2.5, 2.0], start=1):
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=loss), keep)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in left]
+
+
+def test_every_single_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    save(tmp_path, GPT2(2, 1, 2, 1, 1, 1), STATE)
+    (folder,) = checkpoints_of(tmp_path)
+    verify_checkpoint(folder)
+    draw = random.Random(0)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        bits = range(8 * len(content))
+        for bit in bits if path.name == "manifest.json" else draw.sample(bits, 200):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            with pytest.raises(InputError, match=re.escape(str(folder))):
+                verify_checkpoint(folder)
+        path.write_bytes(content)
+    verify_checkpoint(folder)
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(tmp_path: Path, which: Which) -> None:
+    for step, loss in enumerate([3.0, 2.0, 1.0], start=1):
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=loss), keep=3)
+    newest = checkpoints_of(tmp_path)[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-00000003/model.safetensors is damaged.*an earlier checkpoint"):
+        assert find_checkpoint(tmp_path, which).name == "step-00000002"
+
+
+def test_when_every_checkpoint_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, tiny_model(5), STATE)
+    (checkpoints_of(tmp_path)[0] / "state.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match=r"state\.json is damaged"):
+        find_checkpoint(tmp_path, "last")
+
+
+# A disk that is full
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_training_goes_on_and_tries_again(
+    train_data: TokenDataset, tmp_path: Path
+) -> None:
+    """In a process of its own, whose files may not grow beyond what a checkpoint needs until step 8."""
+    program = f"""
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from gpt2lab.data import TokenDataset
+from gpt2lab.training import Trainer, TrainerConfig
+from tests.training.conftest import tiny_model
+
+data = TokenDataset(np.tile(np.arange(11, dtype=np.uint16), 100), 8, 11)
+config = TrainerConfig(max_steps=12, batch_size=4, eval_every=2, checkpoint_every=2, compile="no", device="cpu",
+                       async_checkpoints={{background}}, keep=9, out=Path(sys.argv[1]))
+def limit(record):
+    small = 4 <= record["step"] < 8
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000 if small else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    sizes.append([p.name for p in sorted(Path(sys.argv[1]).glob("checkpoints/*"))])
+sizes = []
+trainer = Trainer(tiny_model(11), data, data, config, sinks=[limit])
+trainer.train()
+print([int(name[5:]) for name in sizes[3]], len(list(Path(sys.argv[1]).glob("checkpoints/.*"))))
+"""
+    for background in (False, True):
+        run = tmp_path / str(background)
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace("{background}", str(background)), run],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("a checkpoint could not be written") == 2, done.stdout
+        assert done.stdout.splitlines()[-1].startswith("[2")  # while the disk is full, the one before stays
+        assert names(run) == [f"step-{step:08d}" for step in (2, 8, 10, 12)]
+        find_checkpoint(run, "last")
 
 
 def test_checkpoints_come_when_they_are_due_and_at_the_end(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -119,14 +233,16 @@ def test_checkpoints_come_when_they_are_due_and_at_the_end(make_trainer: MakeTra
     seen: list[list[str]] = []
     trainer.sinks.append(lambda _: seen.append(names(tmp_path) if (tmp_path / "checkpoints").exists() else []))
     trainer.train()
-    assert [step[-1:] for step in seen] == [[]] * 3 + [["step-00000003"]] * 3 + [["step-00000006"]]
+    third, sixth, last = ([f"step-{step:08d}"] for step in (3, 6, 7))
+    assert [step[-1:] for step in seen] == [[]] * 3 + [third] * 3 + [last]  # the last record comes after the last save
+    assert sixth[0] in names(tmp_path)
     assert names(tmp_path)[-1] == "step-00000007"
 
 
 def test_the_validation_loss_of_a_checkpoint_is_that_of_its_own_weights(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(max_steps=8, eval_every=4, checkpoint_every=6, out=tmp_path)
+    trainer = make_trainer(max_steps=9, eval_every=4, checkpoint_every=6, out=tmp_path)
     trainer.sinks.append(crash_after(8))
     with pytest.raises(CrashError):
         trainer.train()
@@ -151,7 +267,7 @@ def test_a_second_training_into_the_same_folder_never_passes_off_the_first_ones_
 
 def test_nothing_in_a_run_folder_is_a_pickle(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer(out=tmp_path).train()
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]  # which is empty
     assert {path.suffix for path in files} == {".json", ".jsonl", ".safetensors"}
     for path in files:
         content = path.read_bytes()
@@ -166,13 +282,22 @@ def test_nothing_in_a_run_folder_is_a_pickle(make_trainer: MakeTrainer, tmp_path
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("data", ["ours", "a user's"])
+@pytest.mark.parametrize(("data", "step"), [("ours", 4), ("ours", 7), ("a user's", 5)])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=[pytest.mark.slow, needs_compiler])])
 def test_an_interrupted_training_goes_on_bit_for_bit(
-    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path, optimizer: str, data: str
+    make_trainer: MakeTrainer,
+    train_data: TokenDataset,
+    tmp_path: Path,
+    optimizer: str,
+    data: str,
+    step: int,
+    compiled: bool,
 ) -> None:
     def make(run: str, seed: int) -> Trainer:
         model = tiny_model(train_data.vocab_size, dropout=0.2, seed=seed)
-        trainer = make_trainer(model, optimizer=optimizer, out=tmp_path / run, num_workers=2)
+        compile_ = "yes" if compiled else "no"
+        options = {"optimizer": optimizer, "compile": compile_, "accumulation_steps": 2, "num_workers": 2}
+        trainer = make_trainer(model, **options, out=tmp_path / run)
         if data == "a user's":
             trainer.train_dataset = Pairs(train_data)
         return trainer
@@ -180,12 +305,12 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
     whole = make("whole", seed=0)
     whole.train()
     first = make("parts", seed=0)
-    first.sinks.append(interrupt_at(4))
+    interrupt_in(first, step)
     assert first.train().stopped_by == signal.SIGINT
     second = make("parts", seed=9)  # other weights, which the checkpoint replaces
     torch.rand(3)
     second.restore(find_checkpoint(tmp_path / "parts", "last"))
-    assert second.state.step == 4
+    assert second.state.step == step
     assert second.train().step == 12
     assert_same_weights(second.model, whole.model)
     remembered, expected = (optimizer_tensors(t.model, t.optimizers) for t in (second, whole))
@@ -262,6 +387,49 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(make_trainer: MakeTrainer) -
     trainer.sinks.append(impatient)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+
+
+def test_sigusr1_saves_and_the_training_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(out=tmp_path, checkpoint_every=0)
+    interrupt_in(trainer, 5, signal.SIGUSR1)
+    assert trainer.train().stopped_by is None
+    assert names(tmp_path) == ["step-00000005", "step-00000012"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_checkpoints_written_in_the_background_are_those_that_were_asked_for(
+    make_trainer: MakeTrainer, tmp_path: Path, optimizer: str
+) -> None:
+    for run, background in (("now", False), ("later", True)):
+        options = {"optimizer": optimizer, "checkpoint_every": 1, "keep": 99, "eval_every": 0}
+        make_trainer(**options, async_checkpoints=background, out=tmp_path / run).train()
+    assert names(tmp_path / "now") == names(tmp_path / "later") == [f"step-{step:08d}" for step in range(1, 13)]
+    for folder in checkpoints_of(tmp_path / "now"):
+        for file in ("model.safetensors", "optimizer.safetensors", "random.safetensors"):
+            other = tmp_path / "later" / "checkpoints" / folder.name / file
+            assert (folder / file).read_bytes() == other.read_bytes()
+
+
+def test_a_second_training_in_the_same_folder_is_refused_while_the_first_one_lives(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    hold = f"""
+from gpt2lab.training.checkpoint import locked_run
+from pathlib import Path
+with locked_run(Path({str(tmp_path)!r})):
+    print("locked", flush=True)
+    input()
+"""
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=re.escape(f"another process trains in {tmp_path} now")):
+            make_trainer(out=tmp_path).train()
+    finally:
+        other.kill()  # without a chance to give the lock back
+        other.wait()
+    assert make_trainer(out=tmp_path).train().step == 12
 
 
 # Metrics

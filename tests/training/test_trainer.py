@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from gpt2lab.config import InputError
+from gpt2lab.config import InputError, TrainingError
 from gpt2lab.data import CharDataset, CharTokenizer, StatelessSampler, TokenDataset
 from gpt2lab.evaluation import evaluate
-from gpt2lab.model import CausalityError, ScaledDotProductAttention
-from gpt2lab.training import Trainer, TrainerConfig
+from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
+from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
 from gpt2lab.training.hardware import choose_compile, choose_device, choose_precision
-from gpt2lab.training.metrics import Record, tensorboard_sink
+from gpt2lab.training.metrics import Record, read_metrics, tensorboard_sink
 from gpt2lab.training.trainer import positions_to_probe
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
@@ -508,6 +508,53 @@ def test_an_empty_data_set_is_refused_in_words(train_data: TokenDataset, quiet: 
 
 
 # Choices
+
+
+# Gradients that are not finite
+
+
+def poison(trainer: Trainer, steps: set[int]) -> None:
+    """Make the loss of these steps infinite."""
+    forward = trainer.forward
+
+    def poisoned(x: Tensor, y: Tensor) -> Tensor:
+        factor = math.inf if trainer.state.step + 1 in steps else 1.0
+        return forward(x, y) * factor
+
+    trainer.forward = poisoned
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_whose_gradients_are_not_finite_changes_nothing_and_is_counted(
+    make_trainer: MakeTrainer, optimizer: str, clip: float
+) -> None:
+    trainer = make_trainer(optimizer=optimizer, grad_norm_clip=clip, eval_every=1)
+    poison(trainer, {3, 4, 7})
+    weights: list[Tensor] = []
+    records: list[Record] = []
+    trainer.sinks += [
+        records.append,
+        lambda _: weights.append(trainer.model.blocks[0].feed_forward.expand.weight.clone()),
+    ]
+    assert trainer.train().step == 12
+    unchanged = [step for step in range(2, 13) if torch.equal(weights[step - 1], weights[step - 2])]
+    assert unchanged == [3, 4, 7]
+    assert [record["skipped"] for record in records] == [0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3]
+    assert all(math.isfinite(record["validation_loss"]) for record in records)
+
+
+def test_too_many_such_steps_in_a_row_end_the_training_and_name_the_last_good_checkpoint(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(out=tmp_path, checkpoint_every=2, max_skips=3)
+    poison(trainer, {3, 4, 6, 7, 8})
+    good = tmp_path / "checkpoints" / "step-00000006"
+    with pytest.raises(TrainingError, match=f"last 3 steps, up to step 8, were not finite.*{re.escape(str(good))}"):
+        trainer.train()
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["skipped"] == 5
+    model = GPT2.load(find_checkpoint(tmp_path, "last"))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_the_positions_probed_before_training_are_all_of_a_short_context_and_both_ends_of_a_long_one() -> None:

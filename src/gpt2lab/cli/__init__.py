@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnusedCliTokensError
 
-from gpt2lab.config import InputError
+from gpt2lab.config import InputError, TrainingError
 
 app = App(
     name="gpt2lab",
@@ -25,29 +25,36 @@ app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shak
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for wrong input, 130 when interrupted."""
+    """Run one command.
+
+    Returns:
+        the exit code: 0, 1 for a training that failed, 2 for wrong input, 130 when interrupted.
+    """
     from gpt2lab.cli.train import settings_file
 
     app.config = settings_file
     tokens = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
-    except UnusedCliTokensError as error:
-        names = " ".join(map(str, error.unused_tokens or ()))
-        print(f"gpt2lab: {names!r} has no option in front of it, such as --text {names}; see --help", file=sys.stderr)
-        return 2
-    except (InputError, CycloptsError) as error:
-        print(f"gpt2lab: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        print(f"gpt2lab: {error.filename or 'a file'} cannot be used: {error.strerror or error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ngpt2lab: interrupted", file=sys.stderr)
         return 130
+    except (InputError, TrainingError, CycloptsError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":  # of several processes that all say the same, one is enough
+            print(f"gpt2lab: {_sentence(error)}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        names = " ".join(map(str, error.unused_tokens or ()))
+        return f"{names!r} has no option in front of it, such as --text {names}; see --help"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
+    return str(error)
 
 
 def _with_hyphens(token: str) -> str:

@@ -29,6 +29,7 @@ from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
 from gpt2lab.model import GPT2, CausalityError, assert_causal
 from gpt2lab.training import Trainer
+from gpt2lab.training.hardware import synchronise
 from gpt2lab.training.metrics import read_metrics
 
 DEFAULT_STEPS = 500
@@ -171,8 +172,8 @@ def _try_out(settings: RunSettings, train: TokenDataset) -> float:
     trainer.update(batches)
     begin = time.perf_counter()
     for _ in range(3):
-        loss, _ = trainer.update(batches)
-    loss.item()  # waits for a GPU
+        trainer.update(batches)
+    synchronise(trainer.device)
     return (time.perf_counter() - begin) / 3
 
 

@@ -15,6 +15,7 @@ from gpt2lab.evaluation.evaluate import Evaluation, evaluate
 from gpt2lab.generation import Sampling, generate, stream
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer
+from gpt2lab.training.hardware import synchronise
 
 # Beyond and below the trained context the loss is an estimate, from this many tokens at the start of the text.
 CONTEXT_FACTORS = (0.5, 1, 2, 4, 16)
@@ -144,8 +145,8 @@ def measure_speed(
             context = model.config.max_seq_len
             begin = time.perf_counter()
             for _ in range(5):
-                loss, _ = trainer.update(batches[name])
-            loss.item()  # waits for a GPU
+                trainer.update(batches[name])
+            synchronise(trainer.device)
             found = [(time.perf_counter() - begin) / 5]
             ids = trainer.train_dataset[0][0]
             short, cycle = max(1, context // 8), max(1, context // 2)

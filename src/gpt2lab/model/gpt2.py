@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -107,23 +108,34 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
+        """Give every parameter its initial value: see :meth:`initial_weights`."""
+        if self.final_norm.weight.is_meta:
+            return  # there is no room for them yet
+        for parameter, value in zip(self.parameters(), self.initial_weights(seed), strict=True):
+            if value is not None:
+                parameter.copy_(value)
+
+    def initial_weights(self, seed: int) -> Iterator[Tensor | None]:
         """GPT-2's initialisation: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 · layers)), biases 0.
 
         (Radford et al. 2019, section 2.3.) Each tensor is a function of (seed, its name) alone, so that it does not
         depend on what else the model holds or on which process makes it. A user's mechanism keeps what its own
         constructor made.
+
+        Returns:
+            for every parameter in turn a float32 tensor of its whole shape, or None to leave it as it is.
         """
         residual = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if ".mechanism." in name:
-                continue
-            if parameter.dim() < 2:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            std = residual if name.endswith(("attention.output.weight", "feed_forward.contract.weight")) else 0.02
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+                yield None
+            elif parameter.dim() < 2:
+                yield torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)
+            else:
+                digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+                std = residual if name.endswith(("attention.output.weight", "feed_forward.contract.weight")) else 0.02
+                yield torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
 
     def settle_vocabulary(self, vocab_size: int) -> None:
         """Give a model that was made with ``vocab_size=0`` its vocabulary.
@@ -244,10 +256,14 @@ class GPT2(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.save_description(folder)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with atomic_write(folder / "model.safetensors") as file:
             safetensors.torch.save_file(weights, file.name, metadata={"format": "pt"})
+
+    def save_description(self, folder: Path) -> None:
+        """What :meth:`save` writes besides the weights."""
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "config.json") as file:
             file.write((json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
         if self.mechanism_class is not None:
@@ -262,23 +278,33 @@ class GPT2(nn.Module):
             InputError: a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} holds no model: {name} is missing")
+        config = read_config(folder)
+        if not (folder / "model.safetensors").is_file():
+            raise InputError(f"{folder} holds no model: model.safetensors is missing")
+        model = cls.from_config(config, attention=attention)
         try:
-            values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            try:
-                config = GPT2Config.from_dict(values)
-            except InputError as error:
-                raise InputError(f"{folder / 'config.json'}: {error}") from None
-            model = cls.from_config(config, attention=attention)
             weights = safetensors.torch.load_file(folder / "model.safetensors")
             model.load_state_dict(weights, assign=True)  # in the precision in which they were saved
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
         except SafetensorError as error:
             raise InputError(f"{folder / 'model.safetensors'} is damaged or cut short: {error}") from None
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
+
+
+def read_config(folder: Path) -> GPT2Config:
+    """The configuration in a folder that :meth:`GPT2.save` wrote.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    path = folder / "config.json"
+    try:
+        return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no model: config.json is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

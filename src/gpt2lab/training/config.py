@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from gpt2lab.config import InputError
+from gpt2lab.training.distributed import Parallel
 from gpt2lab.training.hardware import Compile, Precision
 from gpt2lab.training.optimizers import OptimizerName, Schedule
 
@@ -33,9 +34,17 @@ class TrainerConfig:
         eval_tokens: how many tokens of the validation data such an estimate reads (always the same ones); the last one
             of a run reads all.
         checkpoint_every: steps between checkpoints.
+        keep: how many of the latest checkpoints stay; the best one always does.
+        async_checkpoints: write them while training goes on.
+        max_skips: a step whose gradients are not finite is skipped; after so many in a row the training gives up.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the hardware multiplies it faster.
         compile: "yes", "no", or "auto": on CUDA, when the run is long enough to earn back the compile time.
         device: "auto", "cpu", "cuda", "mps".
+        parallel: what several processes do: "ddp" (each has the whole model) or "fsdp" (each keeps its share of the
+            parameters, their gradients and what the optimiser remembers).
+        activation_checkpointing: keep only the inputs of the blocks, and compute the rest again in the backward pass.
+        cpu_offload: keep the shards of "fsdp" in main memory.
+        timeout: seconds after which a process that does not answer is given up.
         num_workers: processes that load a data set which is not ours.
         seed: of the order of the data and of dropout.
         out: the run folder; None: nothing is written.
@@ -57,9 +66,16 @@ class TrainerConfig:
     eval_every: int = 250
     eval_tokens: int = 32_768
     checkpoint_every: int = 500
+    keep: int = 2
+    async_checkpoints: bool = False
+    max_skips: int = 10
     precision: Precision = "auto"
     compile: Compile = "auto"
     device: str = "auto"
+    parallel: Parallel = "ddp"
+    activation_checkpointing: bool = False
+    cpu_offload: bool = False
+    timeout: float = 600.0
     num_workers: int = 0
     seed: int = 0
     out: str | Path | None = None
@@ -68,11 +84,12 @@ class TrainerConfig:
         if not 0 <= self.seed < 2**62:
             raise InputError(f"seed is {self.seed}; it has to be 0 or more and below 2^62")
         counts = {"batch_size": 1, "accumulation_steps": 1, "warmup_steps": 0, "eval_every": 0, "eval_tokens": 1}
-        counts |= {"checkpoint_every": 0, "num_workers": 0} | ({} if self.max_steps is None else {"max_steps": 1})
+        counts |= {"checkpoint_every": 0, "keep": 1, "max_skips": 1, "num_workers": 0}
+        counts |= {} if self.max_steps is None else {"max_steps": 1}
         for name, least in counts.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it has to be a whole number, {least} or more")
-        for name in ("learning_rate", "max_epochs"):
+        for name in ("learning_rate", "max_epochs", "timeout"):
             if getattr(self, name) is not None and not (0 < getattr(self, name) < math.inf):
                 raise InputError(f"{name} is {getattr(self, name)}; it has to be positive")
         for name in ("weight_decay", "grad_norm_clip", "warmup_tokens", "final_tokens"):
@@ -81,6 +98,7 @@ class TrainerConfig:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas is {self.betas}; it has to be two numbers of at least 0 and below 1")
         choices = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "compile": Compile}
+        choices["parallel"] = Parallel
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it has to be one of {', '.join(get_args(kind))}")

@@ -91,10 +91,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.randn(1024, 1024, device=device).to(dtype)
     best = float("inf")
     for _ in range(8):
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         a @ a
-        _synchronise(device)
+        synchronise(device)
         best = min(best, time.perf_counter() - start)
     return 2 * 1024**3 / best
 
@@ -121,7 +121,8 @@ def describe_machine() -> str:
     return f"{processor}, {cores}{gpu}; torch {torch.__version__}, Python {platform.python_version()}"
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,5 +1,6 @@
 """What a training tells while it runs: a live display, a file of records, a plot, TensorBoard and wandb."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -61,19 +62,24 @@ class ProgressDisplay:
 
 
 class MetricsFile:
-    """Appends records to ``metrics.jsonl``; a resumed run first drops what came after its checkpoint."""
+    """Appends records to ``metrics.jsonl``; a resumed run first drops what came after its checkpoint.
+
+    What cannot be written, to a disk that is full, is tried again with the next record.
+    """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= resumed_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
-        self.file = path.open("a", encoding="utf-8")
+        self.file = path.open("ab", buffering=0)
+        self.unwritten = b""
 
     def __call__(self, record: Record) -> None:
         """Write one record."""
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self.unwritten += (json.dumps(record) + "\n").encode()
+        with contextlib.suppress(OSError):
+            self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from gpt2lab.model import GPT2
+from gpt2lab.training.distributed import gathered, shared_like
 
 OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
@@ -21,7 +22,8 @@ class Muon(Optimizer):
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al.
     2025 (arXiv:2502.16982, section 2.2), so that updates are as large as AdamW's and one learning rate serves both.
     Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32: bfloat16 crawls on many
-    CPUs, and would make runs with different numbers of processes disagree.
+    CPUs, and would make runs with different numbers of processes disagree. Of shards (FSDP) every process gathers the
+    whole matrices, and takes its share of the update.
 
     Args:
         params: matrices (2-D).
@@ -46,7 +48,7 @@ class Muon(Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+            blended = gathered(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[tuple[int, ...], list[int]] = {}
             for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together
@@ -56,7 +58,9 @@ class Muon(Optimizer):
                 updates = orthogonalise(torch.stack(wide))
                 for i, update in zip(indices, updates, strict=True):
                     as_stored = update if blended[i].shape[0] == rows else update.mT
-                    parameters[i].add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
+                    parameters[i].add_(
+                        shared_like(as_stored, parameters[i]), alpha=-group["lr"] * 0.2 * math.sqrt(columns)
+                    )
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

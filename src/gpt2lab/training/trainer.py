@@ -1,24 +1,37 @@
 """The training loop."""
 
+import dataclasses
+import itertools
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
+from typing import Any, Self
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from gpt2lab.config import InputError
+from gpt2lab.config import InputError, TrainingError
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.model import GPT2, assert_causal
-from gpt2lab.training.checkpoint import TrainingState, checkpoints_of, restore_training, save_checkpoint
+from gpt2lab.training import distributed
+from gpt2lab.training.checkpoint import (
+    CheckpointWriter,
+    TrainingState,
+    checkpoints_of,
+    locked_run,
+    restore_training,
+)
 from gpt2lab.training.config import TrainerConfig
 from gpt2lab.training.hardware import (
     autocast,
@@ -83,23 +96,30 @@ class Trainer:
                     f"the data comes in windows of {context} tokens, but the model was made with "
                     f"max_seq_len={model.config.max_seq_len}; make both the same"
                 )
+        distributed.check_divides(config.batch_size)
         self.device = choose_device(config.device)
-        model.to(self.device)
+        deferred = model.final_norm.weight.is_meta  # it gets its weights, and its room, in shards
+        if not deferred:
+            model.to(self.device)
+            assert_causal(model, positions_to_probe(model.config.max_seq_len))
         self.steps = config.max_steps or DEFAULT_STEPS
         if config.max_steps is None and config.max_epochs is not None:
             windows = config.max_epochs * len(self.train_dataset)  # type: ignore[arg-type]
             self.steps = math.ceil(windows / (config.batch_size * config.accumulation_steps))
-        self.optimizers = build_optimizers(
-            model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
-        )
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
         self.precision = choose_precision(config.precision, self.device, model.config.embed_dim)
         self.peak = peak_flops(self.device, self.precision)
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
-        self.forward: Callable[[Tensor, Tensor], Tensor] = torch.compile(model) if self.compiled else model
-        assert_causal(model, positions_to_probe(model.config.max_seq_len))
+        self.wrapped = distributed.wrap(model, config, self.device, self.precision)
+        self.forward: Callable[[Tensor, Tensor], Tensor] = self.wrapped
+        if self.compiled:
+            self.forward = torch.compile(self.wrapped)
+        self.optimizers = build_optimizers(
+            model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
+        )
+        self.writer = CheckpointWriter(model, config.keep, in_background=config.async_checkpoints)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
@@ -108,8 +128,9 @@ class Trainer:
     def describe(self) -> str:
         """One line on how it trains here."""
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        processes = f" · {n} processes, {self.config.parallel}" if (n := distributed.num_processes()) > 1 else ""
         return (
-            f"{self.device}{threads} · {str(self.precision).removeprefix('torch.')} · "
+            f"{self.device}{threads}{processes} · {str(self.precision).removeprefix('torch.')} · "
             f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · "
             f"{self.model.num_parameters():,} parameters"
         )
@@ -117,97 +138,159 @@ class Trainer:
     def train(self) -> TrainingResult:
         """Run the remaining steps.
 
-        The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns.
+        The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; SIGUSR1 saves one and goes on.
+
+        Raises:
+            InputError: the run folder holds a run already, or another process trains in it.
+            TrainingError: too many steps in a row had gradients that are not finite, or a process was lost.
+            OSError: the last checkpoint cannot be written.
         """
-        model, config, run = self.model, self.config, Path(self.config.out) if self.config.out else None
+        config, run = self.config, Path(self.config.out) if self.config.out else None
+        first = distributed.rank() == 0
         if self.state.step == 0:
             if run is not None and checkpoints_of(run):
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
-            torch.manual_seed(config.seed)
-        self.console.print(self.describe(), highlight=False)
+            torch.manual_seed(config.seed + distributed.rank())
+        if first:
+            self.console.print(self.describe(), highlight=False)
         sinks = [*self.sinks]
         batches = self.batches()
+        self.losses = [torch.tensor(loss, device=self.device) for loss in self.state.losses]
+        self.last_told = time.perf_counter(), self.state.tokens
         started = time.perf_counter() - self.state.seconds
-        last_time, last_tokens = time.perf_counter(), self.state.tokens
-        stop: list[signal.Signals] = []
-        losses: list[Tensor] = []
-        exact: float | None = None
-        saved = self.state.step
+        stop, skips = 0, 0
         with ExitStack() as stack:
-            stack.enter_context(catch_signals(stop))
-            if run is not None:
+            stack.enter_context(distributed.naming_lost_processes())
+            if first and run is not None:
+                stack.enter_context(locked_run(run))
                 sinks.append(stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step)))
-            sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
-            model.train()
+            if first:
+                sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
+            self.model.train()
+            signals = stack.enter_context(Signals())
             while self.state.step < self.steps and not stop:
-                loss, tokens = self.update(batches)
-                losses.append(loss)
-                step = self.state.step + 1
-                done = step == self.steps
-                due = run is not None and (done or at(config.checkpoint_every, step))
-                estimate = None
-                if self.test_dataset is not None and (done or due or at(config.eval_every, step)):
-                    paused = time.perf_counter()
-                    estimate = self.validation_loss(config.eval_tokens)
-                    exact = self.validation_loss() if done else None
-                    last_time += time.perf_counter() - paused  # the speed is that of training
-                self.state = TrainingState(
-                    step=step,
-                    tokens=self.state.tokens + tokens,
-                    seconds=time.perf_counter() - started,
-                    validation_loss=estimate,
-                )
-                if done or estimate is not None or step % 10 == 0 or stop:
-                    mean = torch.stack(losses).mean().item()
-                    speed = (self.state.tokens - last_tokens) / (time.perf_counter() - last_time)
-                    record = self._record(mean, speed, estimate, exact)
-                    for sink in sinks:
-                        sink(record)
-                    if not math.isfinite(mean):
-                        raise InputError(
-                            f"training diverged: the loss is {mean} at step {step}; lower the learning rate"
-                        )
-                    losses.clear()
-                    last_time, last_tokens = time.perf_counter(), self.state.tokens
-                if run is not None and (due or stop):
-                    save_checkpoint(run, model, self.optimizers, self.state)
-                    saved = step
-            if run is not None and saved < self.state.step:  # stopped after the last look at the signals
-                save_checkpoint(run, model, self.optimizers, self.state)
-        model.eval()
-        return TrainingResult(self.state.step, exact, stop[0] if stop else None)
+                skipped_before = self.state.skipped
+                self._advance(batches, started)
+                skips = skips + 1 if self.state.skipped > skipped_before else 0
+                step, hopeless = self.state.step, skips == config.max_skips
+                if step < self.steps and (hopeless or self.state.validation_loss is not None or step % 10 == 0):
+                    self._tell(sinks)
+                if hopeless:
+                    raise TrainingError(_why_hopeless(skips, step, run))
+                stop, save = distributed.highest(signals.stop, signals.save)
+                signals.save = False
+                if run is not None and (stop or save or self._is_due(step)):
+                    self._save(run, last=stop > 0 or step == self.steps)
+            signals.give_back(signal.SIGINT, signal.SIGTERM)  # all is saved, and what follows may be interrupted
+            exact = None
+            if self.state.step == self.steps and self.losses:
+                exact = self._measured()
+                self._tell(sinks, exact)
+        self.model.eval()
+        return TrainingResult(self.state.step, exact, signal.Signals(stop) if stop else None)
 
-    def _record(self, loss: float, speed: float, estimate: float | None, exact: float | None) -> Record:
-        """What is told of a step: loss in nats per token, speed in tokens per second, validation if measured."""
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is written after that step."""
+        return self.config.out is not None and (step == self.steps or at(self.config.checkpoint_every, step))
+
+    def _advance(self, batches: Iterator[Batch], started: float) -> None:
+        """One step, and what is measured after it."""
+        loss, tokens = self.update(batches)
+        if loss is not None:
+            self.losses.append(loss)
+        step, estimate = self.state.step + 1, None
+        due = step == self.steps or self._is_due(step) or at(self.config.eval_every, step)
+        if due:
+            estimate = self._measured(self.config.eval_tokens)
+        self.state = TrainingState(
+            step=step,
+            tokens=self.state.tokens + tokens,
+            seconds=time.perf_counter() - started,
+            validation_loss=estimate,
+            skipped=self.state.skipped + (loss is None),
+        )
+
+    def _measured(self, max_tokens: int | None = None) -> float | None:
+        """The validation loss, if there is any; this time is not that of training."""
+        if self.test_dataset is None:
+            return None
+        begin = time.perf_counter()
+        loss = self.validation_loss(max_tokens)
+        since, tokens = self.last_told
+        self.last_told = since + time.perf_counter() - begin, tokens
+        return loss
+
+    def _tell(self, sinks: list[Sink], exact: float | None = None) -> None:
+        """Give the sinks a record of the steps since the last one."""
+        since, tokens = self.last_told
+        speed = (self.state.tokens - tokens) / (time.perf_counter() - since)
         record: Record = {
             "step": self.state.step,
             "tokens": self.state.tokens,
             "seconds": round(self.state.seconds, 3),
-            "loss": loss,
+            "loss": fmean(distributed.averaged(self.losses)) if self.losses else math.nan,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": speed,
             "peak_share": 3 * self.model.flops_per_token() * speed / self.peak,
             "peak_memory": peak_memory(self.device),
+            "skipped": self.state.skipped,
         }
-        if estimate is not None:
-            record["validation_loss"] = estimate if exact is None else exact
+        if self.state.validation_loss is not None:
+            record["validation_loss"] = self.state.validation_loss if exact is None else exact
             record["validation_is_estimate"] = exact is None
-        return record
+        for sink in sinks:
+            sink(record)
+        self.losses.clear()
+        self.last_told = time.perf_counter(), self.state.tokens
 
-    def update(self, batches: Iterator[Batch]) -> tuple[Tensor, int]:
-        """One optimiser step on the next batches; returns their mean loss (a detached scalar) and number of tokens."""
+    def _save(self, run: Path, last: bool) -> None:
+        """Write a checkpoint; a failure is told, and ends the training only if there will be no other one."""
+        state = dataclasses.replace(self.state, losses=distributed.averaged(self.losses))
+        steps: list[Callable[[], None]] = [self.writer.wait, partial(self.writer.save, run, self.optimizers, state)]
+        for act in [*steps, self.writer.wait] if last else steps:
+            try:
+                act()
+            except OSError as error:
+                if last and act is not steps[0]:
+                    raise
+                if distributed.rank() == 0:
+                    self.console.print(
+                        f"a checkpoint could not be written ({error}); the training goes on, and tries again with the "
+                        "next one",
+                        highlight=False,
+                    )
+
+    def update(self, batches: Iterator[Batch]) -> tuple[Tensor | None, int]:
+        """One optimiser step on the next batches.
+
+        Returns:
+            their mean loss, nats per token (a detached scalar; of several processes, the mean over them is meant), or
+            None if the step was skipped because its gradients are not finite; and the number of tokens in all.
+        """
         config = self.config
+        parts = [next(batches) for _ in range(config.accumulation_steps)]  # (B / processes, T) each
+        counted = [int((y >= 0).sum()) for _, y in parts]
+        (counted_by_all,) = distributed.summed(sum(counted))
         total = torch.zeros((), device=self.device)
-        tokens = 0
-        for _ in range(config.accumulation_steps):
-            x, y = (part.to(self.device, non_blocking=True) for part in next(batches))  # (B, T) each
-            with autocast(self.device, self.precision):
-                loss = self.forward(x, y) / config.accumulation_steps
-            loss.backward()  # type: ignore[no-untyped-call]
+        for index, (x, y) in enumerate(parts):
+            last = index + 1 == len(parts)  # only then do gradients travel
+            ddp = self.wrapped if isinstance(self.wrapped, DistributedDataParallel) else None
+            with nullcontext() if last or ddp is None else ddp.no_sync():
+                with autocast(self.device, self.precision):
+                    loss = self.forward(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True))
+                # Gradients get averaged over the processes, and tokens are what counts.
+                loss = loss * (counted[index] * distributed.num_processes() / counted_by_all)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-            tokens += y.numel()
+        tokens = sum(y.numel() for _, y in parts) * distributed.num_processes()
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        if not distributed.gathered([norm])[0].isfinite():
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            return None, tokens
         if config.grad_norm_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_norm_clip)
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_norm_clip, norm)
         whole = self.steps * tokens
         scale = learning_rate_scale(
             config.schedule,
@@ -245,20 +328,22 @@ class Trainer:
         training = self.model.training
         self.model.eval()
         total, counted = 0.0, 0
-        for x, y in batches:
+        for x, y in itertools.starmap(distributed.own_rows, batches):
             with autocast(self.device, self.precision):
                 loss = self.model(x.to(self.device), y.to(self.device))
-            targets = int((y >= 0).sum())
-            total, counted = total + loss.item() * targets, counted + targets
+            if targets := int((y >= 0).sum()):
+                total, counted = total + loss.item() * targets, counted + targets
         self.model.train(training)
-        return total / counted
+        total, everything = distributed.summed(total, counted)
+        return total / everything
 
     def batches(self) -> Iterator[Batch]:
-        """Training batches from the current step on."""
+        """Training batches from the current step on; of each, this process's rows."""
         config, dataset = self.config, self.train_dataset
         items = len(dataset)  # type: ignore[arg-type]
         first = self.state.step * config.accumulation_steps
-        sampler = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
+        every = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
+        sampler = (indices[distributed.rank() :: distributed.num_processes()] for indices in every)
         if isinstance(dataset, TokenDataset):  # gathers a whole batch at once, faster than a worker could send it
             return map(dataset.__getitems__, sampler)
         return iter(
@@ -280,23 +365,46 @@ def positions_to_probe(length: int, most: int = 64) -> list[int]:
     return sorted({*range(ends), *spread, *range(length - ends, length)})
 
 
-@contextmanager
-def catch_signals(received: list[signal.Signals]) -> Iterator[None]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _why_hopeless(skips: int, step: int, run: Path | None) -> str:
+    told = f"the gradients of the last {skips} steps, up to step {step}, were not finite; "
+    if run is None or not checkpoints_of(run):
+        return told + "lower the learning rate"
+    return told + (
+        f"the last good checkpoint is {checkpoints_of(run)[-1]}, and a lower rate goes on from the best one: "
+        f"gpt2lab train --init-from {run} --learning-rate …"
+    )
 
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
 
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+class Signals:
+    """Which signal asks the training to stop, and whether one asked for a checkpoint.
+
+    While it is entered, SIGINT and SIGTERM are noted instead of ending the process (a second one has its usual effect),
+    and SIGUSR1, too.
+    """
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.save = False
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back(*self.previous)
+
+    def give_back(self, *numbers: signal.Signals) -> None:
+        """Let signals do what they did before."""
+        for number in numbers:
+            if number in self.previous:
+                signal.signal(number, self.previous.pop(number))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+        else:
+            self.stop = number
+            self.give_back(signal.SIGINT, signal.SIGTERM)
