@@ -24,6 +24,9 @@ app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a know
 app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
 
+typed: list[str] = []  # what main() was given, for a command that starts itself again
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -33,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gpt2lab.cli.train import settings_file
 
     app.config = settings_file
-    tokens = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
+    typed[:] = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
+        return int(app(typed, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

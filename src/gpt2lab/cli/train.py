@@ -2,8 +2,10 @@
 
 import dataclasses
 import datetime
+import os
 import shlex
 import warnings
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +13,27 @@ import torch
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.config import Dict
 
+from gpt2lab.cli import typed
 from gpt2lab.cli.settings import (
     DataSettings,
     ModelSettings,
     RunSettings,
     Text,
+    check_counts,
     console,
     data_settings_of,
     load_attention,
     read_settings,
+    training_settings_of,
 )
-from gpt2lab.config import InputError
-from gpt2lab.data import Tokenizer
+from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.files import atomic_write
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
-from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, find_checkpoint, load
-from gpt2lab.training.checkpoint import checkpoints_of
+from gpt2lab.model.gpt2 import read_config
+from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, distributed, find_checkpoint, load
+from gpt2lab.training.checkpoint import checkpoints_of, locked_run
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
@@ -41,6 +47,7 @@ def train(
     config: Annotated[Path | None, Parameter(group=RUN)] = None,
     resume: Annotated[Path | None, Parameter(group=RUN)] = None,
     init_from: Annotated[Path | None, Parameter(group=RUN)] = None,
+    processes: Annotated[int | None, Parameter(group=RUN)] = None,
     tensorboard: Annotated[bool, Parameter(group=RUN)] = False,
     wandb: Annotated[str | None, Parameter(group=RUN)] = None,
     data: DataSettings = DataSettings(),  # noqa: B008
@@ -60,64 +67,104 @@ def train(
         Run folder to go on with, under its own settings; --max-steps makes it longer.
     init_from
         Run folder whose best model is trained further, on another text.
+    processes
+        Start so many processes on this machine, which share the work; torchrun starts them on many (docs/scaling.md).
     tensorboard
         Also write TensorBoard event files into the run folder.
     wandb
         Also report to this Weights & Biases project.
     """
+    if processes is not None and "RANK" not in os.environ:
+        check_counts(processes=processes)
+        return distributed.launch(processes, "-m", "gpt2lab", *typed)
     if resume is not None and training.out is not None:
         raise InputError(f"--resume goes on in {resume} itself; leave out --out")
-    kind = "random" if model.random_config else model.variant
-    run = resume or Path(training.out or f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    training = dataclasses.replace(training, out=run)
-    if resume is None and checkpoints_of(run):
-        raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+    with distributed.joined_processes(training.device, training.timeout), ExitStack() as stack:
+        first = distributed.rank() == 0
+        console.quiet = not first
+        kind = "random" if model.random_config else model.variant
+        new = training.out or distributed.told_by_the_first(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        run = resume or Path(new)
+        if first:
+            stack.enter_context(locked_run(run))
+        goes_on = resume is not None
+        if goes_on:
+            _refuse_other_settings(run, data, training)
+        elif checkpoints_of(run):
+            goes_on = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun started all of them anew
+            if not goes_on:
+                raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+        training = dataclasses.replace(training, out=run)
+        trainer, text, settings = _set_up(run, goes_on, init_from, data, model, training)
+        if tensorboard and first:
+            trainer.sinks.append(tensorboard_sink(run))
+        if wandb is not None and first:
+            trainer.sinks.append(wandb_sink(wandb, run, settings.values()))
+        if first:
+            settings.save(run / "config.yaml")
+            text.tokenizer.save(run / "tokenizer.json")
+        result = trainer.train()
+        samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
+        if not first:
+            return 0 if result.stopped_by is None else 128 + result.stopped_by
+        plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+        if samples is not None:
+            with atomic_write(run / "samples.txt") as file:
+                file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
+        return _tell(run, result, trainer.state.seconds, model.attention)
 
+
+def _set_up(
+    run: Path,
+    goes_on: bool,
+    init_from: Path | None,
+    data: DataSettings,
+    model: ModelSettings,
+    training: TrainerConfig,
+) -> tuple[Trainer, Text, RunSettings]:
+    """Everything that a training needs: read, made, checked; and the settings that repeat it."""
     attention = load_attention(model.attention)
-    start: GPT2 | None = None
+    network: GPT2 | None = None
     tokenizer: Tokenizer | None = None
-    if resume is not None:
-        start, tokenizer = load(run, attention=attention, checkpoint="last")
+    config: GPT2Config | None = None
+    if goes_on:
+        config = read_config(find_checkpoint(run, "last"))
+        tokenizer = load_tokenizer(run / "tokenizer.json")
     elif init_from is not None:
-        start, tokenizer = load(init_from, attention=attention)
+        network, tokenizer = load(init_from, attention=attention)
+        config = network.config
         learned = data_settings_of(init_from)
         data = dataclasses.replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
-    with console.status("reading the text"):
+    with console.status("reading the text"), distributed.first_alone():
         text = Text.open(data, tokenizer)
     console.print(text.describe(), highlight=False)
-    settings = start.config if start is not None else model.config(text.tokenizer.vocab_size)
-    network = start or GPT2.from_config(settings, attention=attention, seed=training.seed)
+    if config is None:
+        config = model.config(text.tokenizer.vocab_size)
+    described = ModelSettings.describing(config, model.attention, model.variant)
+    if init_from is not None and network is not None:
+        _refuse_changes("--init-from", model, described, ModelSettings(attention=model.attention))
+    elif goes_on and "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        _refuse_changes("--resume", model, described)
+    if network is None:
+        # Under FSDP a model gets its weights in shards, and never has to fit into one process.
+        deferred = training.parallel == "fsdp" and attention is None and distributed.num_processes() > 1
+        with torch.device("meta") if deferred else nullcontext():
+            network = GPT2.from_config(config, attention=attention, seed=training.seed)
     if model.random_config and training.max_steps is None and training.max_epochs is None:
         training.max_steps = _affordable_steps(network, training)
-    train_dataset = text.dataset("train", settings.max_seq_len)
-    validation = text.dataset("validation", settings.max_seq_len) if data.validation_fraction > 0 else None
-
-    described = ModelSettings.describing(settings, model.attention, model.variant)
-    if resume is not None:
-        _refuse_changes("--resume", model, described)
-    elif init_from is not None:
-        _refuse_changes("--init-from", model, described, ModelSettings(attention=model.attention))
+    with distributed.first_alone():
+        train_dataset = text.dataset("train", config.max_seq_len)
+        validation = text.dataset("validation", config.max_seq_len) if data.validation_fraction > 0 else None
     trainer = Trainer(network, train_dataset, validation, training, console=console)
-    if resume is not None:
+    if goes_on:
         trainer.restore(find_checkpoint(run, "last"))
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
-    if tensorboard:
-        trainer.sinks.append(tensorboard_sink(run))
-    if wandb is not None:
-        trainer.sinks.append(wandb_sink(wandb, run, dataclasses.asdict(described) | dataclasses.asdict(training)))
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     training.precision = "bfloat16" if trainer.precision == torch.bfloat16 else "float32"
     training.compile = "yes" if trainer.compiled else "no"
     data = dataclasses.replace(data, text_sha256=text.corpus.sha256)
-    RunSettings(data, described, training, init_from).save(run / "config.yaml")
-    text.tokenizer.save(run / "tokenizer.json")
-    result = trainer.train()
-
-    plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
-    if result.stopped_by is None:
-        _write_samples(network, int(train_dataset.tokens[0]), text.tokenizer, run, result.step)
-    return _tell(run, result, trainer.state.seconds, model.attention)
+    return trainer, text, RunSettings(data, described, training, init_from)
 
 
 def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
@@ -148,6 +195,36 @@ def _refuse_changes(option: str, model: ModelSettings, *allowed: ModelSettings) 
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
 
 
+# What a run that goes on may have otherwise: how long, how often something is done, and on what.
+_MAY_CHANGE = {
+    *(
+        "max_steps",
+        "max_epochs",
+        "eval_every",
+        "eval_tokens",
+        "checkpoint_every",
+        "keep",
+        "async_checkpoints",
+        "max_skips",
+    ),
+    *("compile", "device", "parallel", "activation_checkpointing", "cpu_offload", "timeout", "num_workers", "out"),
+}
+
+
+def _refuse_other_settings(run: Path, data: DataSettings, training: TrainerConfig) -> None:
+    """Refuse options under which a run that goes on would be another one."""
+    begun = RunSettings(data_settings_of(run), training=training_settings_of(run)).values()
+    typed = RunSettings(data, training=training).values()
+    names = [field.name for kind in (DataSettings, TrainerConfig) for field in dataclasses.fields(kind)]
+    changed = [name for name in names if name not in _MAY_CHANGE and begun.get(name) != typed.get(name)]
+    if changed := [name for name in changed if name != "text_sha256"]:
+        differing = ", ".join(f"{name} {begun.get(name)}, not {typed.get(name)}" for name in changed)
+        raise InputError(
+            f"{run} was begun with {differing}; leave that out to go on, or begin a new run from its model: "
+            f"--init-from {run}"
+        )
+
+
 def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Fill options that were not typed from --config, or from the run that --resume names."""
     for option in ("--config", "--resume"):
@@ -169,9 +246,9 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
         Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 
 
-def _write_samples(model: GPT2, first_token: int, tokenizer: Tokenizer, run: Path, step: int) -> None:
-    first = torch.tensor([[first_token]])
+def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:
+    """Some text; every process has to take part."""
+    first, _ = trainer.train_dataset[0]
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
-        ids = generate(model, first, 500, temperature=0.8, seed=0)
-    with atomic_write(run / "samples.txt") as file:
-        file.write(f"step {step}, temperature 0.8:\n{tokenizer.decode(ids[0].tolist())}\n".encode())
+        ids = generate(trainer.model, first[None, :1], 500, temperature=0.8, seed=0)
+    return tokenizer.decode(ids[0].tolist())

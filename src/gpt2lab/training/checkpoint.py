@@ -33,10 +33,6 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_saver import save as save_shards
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from gpt2lab.config import InputError
@@ -44,7 +40,7 @@ from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.model.gpt2 import read_config
-from gpt2lab.training.distributed import copy_share, num_processes, rank
+from gpt2lab.training.distributed import as_shard, copy_share, num_processes, rank
 from gpt2lab.training.optimizers import Muon
 
 Which = Literal["best", "last"]
@@ -201,16 +197,20 @@ class CheckpointWriter:
 
 def _write_tensors(tensors: Tensors, path: Path, group: dist.ProcessGroup | None) -> None:
     """One safetensors file of whole tensors, from the shards of all processes or from the first one's own."""
-    if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+    if all(as_shard(tensor) is None for tensor in tensors.values()):
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         _on_the_first(lambda: safetensors.torch.save_file(whole, path, metadata={"format": "pt"}), group)
         return
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     shards = path.with_suffix(".shards")
     # Putting shards together loses tensors without a dimension, such as AdamW's count of steps.
     state = {name: tensor[None] if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
     writer = HuggingFaceStorageWriter(str(shards), save_distributed=True, enable_consolidation=True)
     try:
-        save_shards(state, storage_writer=writer, process_group=group)
+        save(state, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         failures = [failure for failure, _ in error.failures.values()]
         if not all(isinstance(failure, OSError | SafetensorError) for failure in failures):

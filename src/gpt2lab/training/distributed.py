@@ -7,7 +7,10 @@ et al. 2020, arXiv:1910.02054). Alone, everything here does nothing.
 """
 
 import contextlib
+import logging
 import os
+import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -15,15 +18,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._composable.checkpoint_activation import checkpoint
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2lab.config import InputError, TrainingError
 from gpt2lab.model import GPT2
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
     from gpt2lab.training.config import TrainerConfig
 
 Parallel = Literal["ddp", "fsdp"]
@@ -98,12 +100,16 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
             summed in float32. What is outside of the blocks, the rotary tables too, stays as it is.
     """
     if config.activation_checkpointing:
+        from torch.distributed._composable.checkpoint_activation import checkpoint
+
         for block in model.blocks:
             checkpoint(block)
     if num_processes() == 1:
         return model
     if config.parallel == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = narrow if precision == torch.bfloat16 else MixedPrecisionPolicy()
     where = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
@@ -119,28 +125,42 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
     return model
 
 
+def as_shard(tensor: Tensor) -> "DTensor | None":
+    """The tensor, if this process holds only a share of it."""
+    if num_processes() == 1:
+        return None  # and the import, of a second, is saved
+    from torch.distributed.tensor import DTensor
+
+    return tensor if isinstance(tensor, DTensor) else None
+
+
 def copy_share(whole: Tensor, into: Tensor) -> None:
     """Write into a tensor of this process what it holds of a whole one."""
-    if not isinstance(into, DTensor):
+    shard = as_shard(into)
+    if shard is None:
         into.copy_(whole)
         return
-    held = into.to_local()
+    held = shard.to_local()
     rows = -(-len(whole) // num_processes())  # as fully_shard divides them: the last processes may get fewer, or none
     start = min(rank() * rows, len(whole))
     held.copy_(whole[start : start + len(held)])
 
 
-def gathered(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Whole tensors of those of which each process holds a share."""
-    return [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor of which each process holds a share."""
+    shard = as_shard(tensor)
+    return tensor if shard is None else shard.full_tensor()
 
 
 def shared_like(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, the same in every process, divided as another one is."""
-    if not isinstance(like, DTensor):
+    shard = as_shard(like)
+    if shard is None:
         return whole
-    replicated = DTensor.from_local(whole, like.device_mesh, [Replicate()], run_check=False)
-    return replicated.redistribute(placements=like.placements)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = DTensor.from_local(whole, shard.device_mesh, [Replicate()], run_check=False)
+    return everywhere.redistribute(placements=shard.placements)
 
 
 def summed(*values: float) -> list[float]:
@@ -173,10 +193,64 @@ def own_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (x[mine], y[mine]) if rank() < len(x) else (x[:1], torch.full_like(y[:1], -100))
 
 
-def check_divides(batch_size: int) -> None:
-    """Refuse a batch that cannot be divided evenly."""
-    if batch_size % num_processes():
+def check_processes(config: "TrainerConfig") -> None:
+    """Refuse what the number of processes does not allow."""
+    if config.batch_size % num_processes():
         raise InputError(
-            f"a batch of {batch_size} windows cannot be divided among {num_processes()} processes; make --batch-size a "
-            f"multiple of {num_processes()}"
+            f"a batch of {config.batch_size} windows cannot be divided among {num_processes()} processes; make "
+            f"--batch-size a multiple of {num_processes()}"
         )
+    if config.parallel == "fsdp" and num_processes() == 1:
+        raise InputError(
+            "--parallel fsdp divides a model among several processes, and there is only one; start more with "
+            "--processes or torchrun, or leave it out"
+        )
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process does something before the others, which then find what it left on disk."""
+    if num_processes() > 1 and rank() > 0:
+        dist.barrier()
+    yield
+    if num_processes() > 1 and rank() == 0:
+        dist.barrier()
+
+
+def told_by_the_first(text: str) -> str:
+    """What the first process says."""
+    told = [text]
+    if num_processes() > 1:
+        dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+def launch(processes: int, *command: str) -> int:
+    """Run a Python program in several processes of this machine, as torchrun does; returns the exit code.
+
+    A signal is passed on, and the processes have half a minute to end by themselves.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the program itself says what is wrong
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        1,
+        1,
+        processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    return 0

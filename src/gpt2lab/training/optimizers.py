@@ -48,7 +48,8 @@ class Muon(Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            blended = gathered(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov
+            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+            blended = [gathered(matrix) for matrix in nesterov]
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[tuple[int, ...], list[int]] = {}
             for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together

@@ -96,7 +96,7 @@ class Trainer:
                     f"the data comes in windows of {context} tokens, but the model was made with "
                     f"max_seq_len={model.config.max_seq_len}; make both the same"
                 )
-        distributed.check_divides(config.batch_size)
+        distributed.check_processes(config)
         self.device = choose_device(config.device)
         deferred = model.final_norm.weight.is_meta  # it gets its weights, and its room, in shards
         if not deferred:
@@ -285,7 +285,7 @@ class Trainer:
         tokens = sum(y.numel() for _, y in parts) * distributed.num_processes()
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-        if not distributed.gathered([norm])[0].isfinite():
+        if not distributed.gathered(norm).isfinite():
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             return None, tokens
