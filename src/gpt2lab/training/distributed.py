@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2lab.config import InputError, TrainingError
@@ -55,7 +56,12 @@ def joined_processes(device: str, timeout: float) -> Iterator[None]:
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout))
+    patience = timedelta(seconds=timeout)
+    store, mine, number = next(rendezvous("env://", timeout=patience))
+    # After an elastic restart the store still holds the addresses of processes that are gone (seen in torch 2.13).
+    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=mine, world_size=number, timeout=patience)
     try:
         yield
     finally:
@@ -234,7 +240,6 @@ def launch(processes: int, *command: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the program itself says what is wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         1,
@@ -246,6 +251,7 @@ def launch(processes: int, *command: str) -> int:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    logging.disable(logging.ERROR)  # the program itself says what is wrong
     try:
         elastic_launch(config, sys.executable)(*command)
     except SignalException as error:
@@ -253,4 +259,6 @@ def launch(processes: int, *command: str) -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
+    finally:
+        logging.disable(logging.NOTSET)
     return 0

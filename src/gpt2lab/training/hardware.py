@@ -1,5 +1,6 @@
 """What the machine offers, and what of it a run uses: chosen at run time, by capability, and printed."""
 
+import functools
 import os
 import platform
 import re
@@ -86,6 +87,7 @@ def compiler_available(device: torch.device) -> bool:
     return False
 
 
+@functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of this machine's own matrix product (1024³, the best of several)."""
     a = torch.randn(1024, 1024, device=device).to(dtype)

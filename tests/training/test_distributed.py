@@ -1,0 +1,265 @@
+"""Several processes compute what one computes, and what they leave is what one leaves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import safetensors.torch
+import torch
+
+from gpt2lab.model import GPT2
+from gpt2lab.training.checkpoint import checkpoints_of, find_checkpoint, read_state, verify_checkpoint
+from gpt2lab.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+WAYS = ["ddp-adamw-1", "ddp-adamw-2", "ddp-muon-1", "ddp-muon-2"]
+WAYS += [way.replace("ddp", "fsdp") for way in WAYS]
+SEVERAL = [2, pytest.param(4, marks=pytest.mark.slow)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "250"}
+
+
+def torchrun(processes: int, *command: object, options: tuple[str, ...] = ()) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, *options, *map(str, command)]
+
+
+@pytest.fixture(scope="session")
+def together(rhyme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where :func:`found` looks; one folder for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "together"
+    folder.mkdir(exist_ok=True)
+    (folder / "text.txt").write_text(rhyme, encoding="utf-8")
+    return folder
+
+
+def trained(together: Path, processes: int) -> Path:
+    """What so many processes left: see together.py."""
+    with filelock.FileLock(together / f"{processes}.lock"):
+        if not (together / f"{processes}.done").exists():
+            command = torchrun(processes, Path(__file__).with_name("together.py"), together)
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+            assert done.returncode == 0, done.stderr
+            (together / f"{processes}.done").touch()
+    return together / str(processes)
+
+
+def found(together: Path, processes: int, way: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((trained(together, processes) / f"{way}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("way", WAYS)
+def test_any_number_of_processes_has_the_losses_of_one(together: Path, processes: int, way: str) -> None:
+    alone, here = found(together, 1, way.replace("fsdp", "ddp")), found(together, processes, way)
+    assert here["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert here["validation"] == pytest.approx(alone["validation"], rel=1e-5)
+    assert here["tokens"] == alone["tokens"]
+    assert here["losses"][-1] < here["losses"][0] - 0.5
+
+
+def test_accumulating_changes_no_loss(together: Path) -> None:
+    for optimizer in ("adamw", "muon"):
+        once, twice = (found(together, 1, f"ddp-{optimizer}-{n}") for n in (1, 2))
+        assert twice["losses"] == pytest.approx(once["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_initial_weights_are_those_of_a_model_made_alone(together: Path, processes: int, way: str) -> None:
+    assert found(together, processes, way)["initial_as_alone"]
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sink_that_writes_text_gets_the_same_in_any_number_of_processes(
+    together: Path, processes: int, way: str
+) -> None:
+    alone = found(together, 1, way.replace("fsdp", "ddp"))["written"]
+    assert len(alone[0]) == 11
+    assert found(together, processes, way)["written"] == alone
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("way", WAYS)
+def test_checkpoints_look_as_if_one_process_had_written_them(together: Path, processes: int, way: str) -> None:
+    run, alone = trained(together, processes) / way, trained(together, 1) / way.replace("fsdp", "ddp")
+    assert [folder.name for folder in checkpoints_of(run)] == ["step-00000030", "step-00000050"]
+    for folder in checkpoints_of(run):
+        verify_checkpoint(folder)
+        reference = alone / "checkpoints" / folder.name
+        assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            ours, theirs = (safetensors.torch.load_file(where / file) for where in (folder, reference))
+            assert ours.keys() == theirs.keys()
+            for name, tensor in ours.items():
+                if not name.startswith("step/"):
+                    torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=2e-5)
+        steps = {float(t) for n, t in ours.items() if n.startswith("step/")}
+        assert steps == {float(folder.name[5:])}
+        GPT2.load(folder)
+
+
+# As users start it
+
+TINY = "--context-size 16 --embed-dim 32 --num-heads 4 --num-layers 1 --batch-size 4 --compile no".split()
+
+
+@pytest.fixture
+def text(rhyme: str, tmp_path: Path) -> Path:
+    path = tmp_path / "rhyme.txt"
+    path.write_text(rhyme, encoding="utf-8")
+    return path
+
+
+def train(processes: int, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gpt2lab", "train", "--processes", processes, *options]
+    return subprocess.run(
+        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_run_goes_on_in_another_number_of_processes_and_with_another_way_of_sharing(
+    text: Path, tmp_path: Path
+) -> None:
+    options = ["--text", text, *TINY, "--eval-every", 5]
+    whole = train(1, *options, "--max-steps", 18, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    parts = tmp_path / "parts"
+    # The learning rate falls over the whole run, so its length is told from the first part on.
+    begun = train(2, *options, "--parallel", "fsdp", "--max-steps", 18, "--checkpoint-every", 6, "--out", parts)
+    assert begun.returncode == 0, begun.stderr
+    for later in checkpoints_of(parts)[1:]:
+        for path in later.iterdir():
+            path.unlink()
+        later.rmdir()
+    assert find_checkpoint(parts, "last").name == "step-00000012"
+    goes_on = train(1, "--resume", parts, "--parallel", "ddp")
+    assert goes_on.returncode == 0, goes_on.stderr
+    there, here = (read_metrics(run / "metrics.jsonl") for run in (tmp_path / "whole", parts))
+    losses = [{r["step"]: r["loss"] for r in records} for records in (there, here)]
+    assert losses[1][18] == pytest.approx(losses[0][18], rel=0.2)
+    assert here[-1]["validation_loss"] == pytest.approx(there[-1]["validation_loss"], rel=1e-5)
+    assert (parts / "samples.txt").exists()
+
+
+def start(processes: int, run: Path, text: Path, *options: object) -> subprocess.Popen[str]:
+    arguments = ["train", "--processes", processes, "--text", text, *TINY, "--max-steps", 100_000, "--out", run]
+    command = [sys.executable, "-m", "gpt2lab", *arguments, "--eval-every", 5, "--checkpoint-every", 5, *options]
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[str], after: int = 0) -> int:
+    deadline = time.monotonic() + 200
+    while not (steps := [int(folder.name[5:]) for folder in checkpoints_of(run)]) or steps[-1] <= after:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.05)
+    return steps[-1]
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the ranks, in their order."""
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
+    environments = {int(pid): Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in pids}
+    ranks = {
+        next(int(entry[5:]) for entry in entries if entry.startswith(b"RANK=")): pid
+        for pid, entries in environments.items()
+        if any(entry.startswith(b"RANK=") for entry in entries)
+    }
+    return [pid for _, pid in sorted(ranks.items())]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_launcher_saves_and_ends_with_its_code(
+    text: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(2, tmp_path / "run", text)
+    wait_for_checkpoint(tmp_path / "run", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert (process.returncode, err) == (code, "")
+    stopped = re.search(r"stopped at step (\d+), saved; go on with: gpt2lab train --resume", out)
+    assert stopped is not None
+    assert read_state(find_checkpoint(tmp_path / "run", "last")).step == int(stopped[1])
+
+
+def test_a_signal_to_one_process_is_a_signal_to_all(text: Path, tmp_path: Path) -> None:
+    process = start(2, tmp_path / "run", text, "--parallel", "fsdp")
+    wait_for_checkpoint(tmp_path / "run", process)
+    os.kill(children(process)[1], signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 143
+    assert "saved; go on with" in out
+
+
+def test_a_process_that_hangs_is_named(text: Path, tmp_path: Path) -> None:
+    process = start(2, tmp_path / "run", text, "--timeout", 5)
+    wait_for_checkpoint(tmp_path / "run", process)
+    os.kill(children(process)[1], signal.SIGSTOP)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert re.search(r"gpt2lab: another process hangs or is gone: .*\b1\b", err), err
+    find_checkpoint(tmp_path / "run", "last")
+
+
+def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_goes_on_from_its_last_checkpoint(
+    text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = ["--text", text, *TINY, "--max-steps", 100_000, "--checkpoint-every", 5, "--eval-every", 5, "--out", run]
+    command = torchrun(2, "-m", "gpt2lab", "train", *options, options=("--max-restarts=1",))
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    step = wait_for_checkpoint(run, process)
+    os.kill(children(process)[1], signal.SIGKILL)
+    later = wait_for_checkpoint(run, process, after=step + 20)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert "saved; go on with" in out
+    records = read_metrics(run / "metrics.jsonl")
+    steps = [record["step"] for record in records]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= later
+    assert out.count("2 processes, ddp") == 2  # it was started twice
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--processes", 3], "a batch of 4 windows cannot be divided among 3 processes; make --batch-size a multiple"),
+        (["--processes", 1, "--parallel", "fsdp"], "there is only one; start more with --processes or torchrun"),
+        (["--parallel", "fsdp"], "there is only one; start more with --processes or torchrun"),
+        (["--processes", 0], "--processes is 0"),
+    ],
+)
+def test_what_the_number_of_processes_does_not_allow_is_one_sentence(
+    text: Path, tmp_path: Path, options: list[object], words: str
+) -> None:
+    command = [sys.executable, "-m", "gpt2lab", "train", "--text", text, *TINY, "--out", tmp_path / "run", *options]
+    done = subprocess.run(
+        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr

@@ -1,0 +1,90 @@
+"""What several processes compute, for test_distributed.py: ``torchrun … together.py FOLDER``.
+
+Trains a small model in every way that this number of processes offers, and leaves what it found in
+``FOLDER/<processes>/<way>.json``, with checkpoints beside it.
+"""
+
+import io
+import itertools
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from gpt2lab.data import CharTokenizer, TokenDataset
+from gpt2lab.generation import generate
+from gpt2lab.model import GPT2
+from gpt2lab.training import Trainer, TrainerConfig
+from gpt2lab.training.distributed import averaged, gathered, joined_processes, num_processes, rank
+
+STEPS = 50
+
+
+def main(folder: Path) -> None:
+    text = (folder / "text.txt").read_text(encoding="utf-8")
+    tokenizer = CharTokenizer(text)
+    ids = tokenizer.encode(text).astype(np.uint16)
+    train = TokenDataset(ids[:6000], 16, tokenizer.vocab_size)
+    test = TokenDataset(ids[6000:7003], 16, tokenizer.vocab_size)  # 63 windows, which no number of processes divides
+    folder = folder / str(num_processes())
+    torch.set_num_threads(1)
+    ways = itertools.product(["ddp"] if num_processes() == 1 else ["ddp", "fsdp"], ["adamw", "muon"], [1, 2])
+    for parallel, optimizer, accumulation in ways:
+        name = f"{parallel}-{optimizer}-{accumulation}"
+        config = TrainerConfig(
+            max_steps=STEPS,
+            batch_size=8 // accumulation,
+            accumulation_steps=accumulation,
+            optimizer=optimizer,  # type: ignore[arg-type]
+            parallel=parallel,  # type: ignore[arg-type]
+            activation_checkpointing=accumulation == 2,
+            precision="float32",
+            compile="no",
+            device="cpu",
+            eval_every=25,
+            checkpoint_every=30,
+            keep=9,
+            out=folder / name,
+        )
+        with torch.device("meta") if parallel == "fsdp" else nullcontext():
+            # 7 rows of the narrowest matrix, so that shards are not alike
+            model = GPT2(tokenizer.vocab_size, 16, 28, 2, 30, 2, seed=0, position="rope", num_kv_heads=1, window=5)
+        trainer = Trainer(model, train, test, config, console=Console(file=io.StringIO()))
+        initial = {name: gathered(tensor).clone() for name, tensor in model.state_dict().items()}
+        losses: list[float] = []
+        written: list[list[int]] = []
+        update = trainer.update
+
+        def watched(batches, update=update, losses=losses):  # type: ignore[no-untyped-def]
+            loss, tokens = update(batches)
+            losses += averaged([loss])
+            return loss, tokens
+
+        def write(record, written=written, model=model):  # type: ignore[no-untyped-def]
+            if record["step"] == 25:  # a sink that generates, in every process
+                model.eval()
+                written += generate(model, torch.zeros(1, 1, dtype=torch.int64), 10, temperature=0).tolist()
+                model.train()
+
+        trainer.update = watched  # type: ignore[method-assign]
+        trainer.sinks.append(write)
+        result = trainer.train()
+        reference = GPT2(tokenizer.vocab_size, 16, 28, 2, 30, 2, seed=0, position="rope", num_kv_heads=1, window=5)
+        if rank() == 0:
+            found = {
+                "losses": losses,
+                "validation": result.validation_loss,
+                "tokens": trainer.state.tokens,
+                "written": written,
+                "initial_as_alone": all(torch.equal(initial[n], t) for n, t in reference.state_dict().items()),
+            }
+            (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with joined_processes("cpu", 120):
+        main(Path(sys.argv[1]))
