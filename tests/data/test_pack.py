@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,6 +110,23 @@ def test_progress_is_told_in_bytes_of_the_inputs(tmp_path: Path, small_pieces: N
         assert done == sorted(done)
         assert done[-1] == total
     assert len(told) == sum(1 for what in told if what[2] == total)
+
+
+def test_memory_does_not_grow_with_documents_or_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (documents, corpora):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 16)
+    CharTokenizer("a word\n").save(tmp_path / "tokenizer.json")
+    (tmp_path / "a.txt").write_text("a word\n" * 600_000)
+    write_jsonl(tmp_path / "b.jsonl", ["a word " * 100] * 6_000)
+    tracemalloc.start()
+    try:
+        packed = pack([tmp_path], tmp_path / "out", str(tmp_path / "tokenizer.json"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(packed) == 8_400_000 + 6_000 + 1
+    assert len(packed.files) == 1
+    assert peak < 3_000_000
 
 
 # Going on

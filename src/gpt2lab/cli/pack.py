@@ -48,7 +48,7 @@ def pack_command(
     processes = len(os.sched_getaffinity(0)) if processes is None else processes
     check_counts(**{"shard-tokens": shard_tokens, "processes": processes})
     with Progress(transient=True, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("looking where to go on", total=None)
+        task = bar.add_task("starting", total=None)
         doing = ""
 
         def show(what: str, done: int, total: int) -> None:
