@@ -45,7 +45,7 @@ def pack_command(
     processes
         How many encode at once; default: as many as there are cores.
     """
-    processes = len(os.sched_getaffinity(0)) if processes is None else processes
+    processes = (os.cpu_count() or 1) if processes is None else processes
     check_counts(**{"shard-tokens": shard_tokens, "processes": processes})
     with Progress(transient=True, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task("starting", total=None)

@@ -104,7 +104,7 @@ class Shards:
     """Token shards, read as one stream in the order given: stretches cross from one to the next.
 
     It is indexed as an array (N,) is, as far as data sets and measurements need it: an array of positions of any shape
-    gives uint16 ids of that shape, a slice without a step gives a view. Nothing is read before.
+    gives uint16 ids of that shape, a slice without a step gives a view. Ids are read when they are asked for.
 
     Attributes:
         name: what the user called them.
