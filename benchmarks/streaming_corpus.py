@@ -67,7 +67,7 @@ def measure(path: str, kind: str, batches: int, memory: int) -> dict[str, Any]:
     if kind == "char":
         tokenizer: CharTokenizer | BPETokenizer = CharTokenizer.from_corpus(corpus)
     else:
-        tokenizer = BPETokenizer.train(corpus, 0, min(split(corpus)["train"][1], 20_000_000), 1024)
+        tokenizer = BPETokenizer.train(corpus.chunks(0, min(split(corpus)["train"][1], 20_000_000)), 1024)
     fitted = time.perf_counter()
     tokens = encode_corpus(corpus, tokenizer, 0, corpus.size)
     encoded = time.perf_counter()

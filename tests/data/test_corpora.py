@@ -160,7 +160,7 @@ def test_what_cannot_be_opened_is_one_clear_sentence(tmp_path: Path) -> None:
         ({"text": str(tmp_path / "nothing.txt")}, r"no such file, folder or glob: .*nothing\.txt"),
         ({"text": str(tmp_path / "*.nothing")}, "no such file, folder or glob"),
         ({"text": ""}, "no .* ''"),
-        ({"text": str(tmp_path / "folder")}, r"no \*\.txt file is in the folder"),
+        ({"text": str(tmp_path / "folder")}, r"no \*\.txt or \*\.bin file is in the folder"),
         ({"text": str(tmp_path / "empty.txt")}, "is empty"),
     ]:
         with pytest.raises(InputError, match=message) as caught:

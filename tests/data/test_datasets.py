@@ -36,7 +36,7 @@ def as_it_is(batch: object) -> object:
 @pytest.fixture(scope="module")
 def byte_level(make_corpus: MakeCorpus) -> BPETokenizer:
     corpus = make_corpus("of the King's  men\n\n" * 50)
-    return BPETokenizer.train(corpus, 0, corpus.size, 300)
+    return BPETokenizer.train(corpus.chunks(), 300)
 
 
 @given(texts=st.lists(awkward_text, min_size=1, max_size=3).filter(any), block=st.integers(1, 40))

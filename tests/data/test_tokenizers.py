@@ -48,7 +48,7 @@ def openai() -> tiktoken.Encoding:
 @pytest.fixture(scope="session")
 def small_bpe(make_corpus: MakeCorpus, shakespeare: str) -> BPETokenizer:
     corpus = make_corpus(shakespeare[:200_000] + "中日 中日 éé éé")
-    return BPETokenizer.train(corpus, 0, corpus.size, 400)
+    return BPETokenizer.train(corpus.chunks(), 400)
 
 
 @pytest.fixture(scope="session")
@@ -208,10 +208,10 @@ def test_any_text_can_be_expressed_by_a_bpe_that_never_saw_it(small_bpe: BPEToke
 
 def test_training_reads_only_its_part_of_the_corpus(make_corpus: MakeCorpus) -> None:
     corpus = make_corpus("banana " * 100 + "cucumber " * 100)
-    trained = BPETokenizer.train(corpus, 0, 700, 300)
+    trained = BPETokenizer.train(corpus.chunks(0, 700), 300)
     assert len(trained.encode(" banana")) == 1
     assert len(trained.encode(" cucumber")) > 5
-    assert trained.fingerprint() == BPETokenizer.train(make_corpus("banana " * 100), 0, 700, 300).fingerprint()
+    assert trained.fingerprint() == BPETokenizer.train(["banana " * 100], 300).fingerprint()
 
 
 def test_training_in_pieces_learns_the_same_merges(
@@ -219,19 +219,19 @@ def test_training_in_pieces_learns_the_same_merges(
 ) -> None:
     monkeypatch.setattr(corpora, "BLOCK_BYTES", 1000)
     corpus = make_corpus(shakespeare[:200_000] + "中日 中日 éé éé")
-    assert BPETokenizer.train(corpus, 0, corpus.size, 400).fingerprint() == small_bpe.fingerprint()
+    assert BPETokenizer.train(corpus.chunks(), 400).fingerprint() == small_bpe.fingerprint()
 
 
 def test_a_bpe_has_the_bytes_first_and_as_many_ids_as_were_asked_for(
     make_corpus: MakeCorpus, small_bpe: BPETokenizer
 ) -> None:
     assert small_bpe.vocab_size == 400
-    smallest = BPETokenizer.train(make_corpus("banana " * 10), 0, 70, 257)
+    smallest = BPETokenizer.train(["banana " * 10], 257)
     assert smallest.vocab_size == 257
     assert smallest.byte_lengths.tolist() == [1] * 256 + [0]
     assert smallest.character_lengths.sum() == 256 - 64  # 64 bytes continue a character
     with pytest.raises(InputError, match="at least 257"):
-        BPETokenizer.train(make_corpus("banana"), 0, 6, 256)
+        BPETokenizer.train(["banana"], 256)
 
 
 def test_tinyshakespeare_has_as_many_gpt2_tokens_as_nanogpt_counts(gpt2: BPETokenizer, tinyshakespeare: Path) -> None:

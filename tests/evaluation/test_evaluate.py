@@ -24,7 +24,7 @@ def trained_bpe(tmp_path_factory: pytest.TempPathFactory) -> BPETokenizer:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(NON_ASCII, encoding="utf-8")
     corpus = Corpus("text", (path,))
-    return BPETokenizer.train(corpus, 0, corpus.size, 275)  # few merges: characters are cut in two
+    return BPETokenizer.train(corpus.chunks(), 275)  # few merges: characters are cut in two
 
 
 @pytest.fixture(scope="module", params=["char", "bpe"])

@@ -11,9 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gpt2lab.cli.settings import Split, Text, console, data_settings_of, errors, load_attention
+from gpt2lab.cli.settings import DataSettings, Split, Text, console, data_settings_of, errors, load_attention
 from gpt2lab.config import InputError
-from gpt2lab.data import encode_corpus, open_corpus
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
 from gpt2lab.plots import new_plot, save_plot
 from gpt2lab.training import load
@@ -46,7 +45,7 @@ def evaluate_command(
     split
         Part of each run's own text: train, validation or test.
     text
-        Another text instead: a file, a folder or a glob.
+        Another text instead: a file, a folder or a glob, of text or of shards.
     contexts
         Context sizes to measure besides the trained one; default: 1/4, 1/2, 2 and 4 times as long.
     checkpoint
@@ -73,8 +72,8 @@ def evaluate_command(
             source = Text.open(data_settings_of(run), tokenizer)
             tokens, name = source.tokens(split), f"{source.corpus.name}, {split} part"
         else:
-            corpus = open_corpus(None, text)
-            tokens, name = encode_corpus(corpus, tokenizer, 0, corpus.size), corpus.name
+            source = Text.open(DataSettings(text=text), tokenizer)
+            tokens, name = source.tokens(), source.corpus.name
         trained = model.config.max_seq_len
         if contexts is None:
             longest = trained if model.config.position == "learned" else len(tokens) - 1

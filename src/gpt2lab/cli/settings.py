@@ -20,9 +20,11 @@ from gpt2lab.data import (
     BPETokenizer,
     CharTokenizer,
     Corpus,
+    Shards,
     TokenDataset,
     Tokenizer,
     encode_corpus,
+    find_shards,
     open_corpus,
     split,
 )
@@ -56,14 +58,16 @@ class DataSettings:
 
     Attributes:
         corpus: built-in text: "shakespeare" (all plays; the default) or "tinyshakespeare" (downloaded once).
-        text: your own: a UTF-8 file, a folder of .txt files, or a glob in quotes.
+        text: your own: a UTF-8 file, a folder of .txt files, or a glob in quotes; or .bin shards of tokens likewise.
         tokenizer: "char", "bpe" (byte-level, trained on the training part), or "gpt2". Older scripts call it
-            --embedding-type, and "char" also "shakespearean" or "shakesperean".
+            --embedding-type, and "char" also "shakespearean" or "shakesperean". Shards have theirs beside them, in a
+            tokenizer.json; those without one need "gpt2", and ids that are GPT-2's.
         vocab_size: ids of a "bpe" tokenizer.
         validation_fraction: share of the text, before the test part, that is measured while training.
-        test_fraction: share at the end of the text that training never sees.
+        test_fraction: share at the end of the text that training never sees. (Shards whose names say train, val or test
+            are these parts, whatever the fractions.)
         text_sha256: hash that the text has to have. A run folder records it, so that a text that was edited since is
-            not taken for the one that was trained on.
+            not taken for the one that was trained on. Of shards it is of their sizes, beginnings and ends.
     """
 
     corpus: str | None = None
@@ -232,39 +236,45 @@ def _settings_of(run: Path, kind: type[S]) -> S:
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus, cut into parts and encoded with the tokenizer that was fitted on it (or given)."""
+    """A corpus, cut into parts and encoded with the tokenizer that was fitted on it (or given); or shards."""
 
-    corpus: Corpus
+    corpus: Corpus | Shards
     tokenizer: Tokenizer
     parts: dict[Split, tuple[int, int]]
 
     @classmethod
     def open(cls, settings: DataSettings, tokenizer: Tokenizer | None = None) -> "Text":
         """Find the text, cut it, and fit the tokenizer."""
-        corpus = open_corpus(settings.corpus, settings.text)
+        shards = find_shards(settings.text) if settings.text and settings.corpus is None else None
+        corpus = open_corpus(settings.corpus, settings.text) if shards is None else shards
         if settings.text_sha256 not in (None, corpus.sha256):
             raise InputError(
                 f"the text {corpus.name} is not the one that was trained on (its SHA-256 differs); bring that back, or "
                 "name the new one: --text with evaluate measures another text, --init-from with train goes on with one"
             )
-        found = split(corpus, settings.validation_fraction, settings.test_fraction)
+        fractions = settings.validation_fraction, settings.test_fraction
+        found = split(corpus, *fractions) if isinstance(corpus, Corpus) else corpus.split(*fractions)
         parts: dict[Split, tuple[int, int]] = {name: found[name] for name in SPLITS}
-        if tokenizer is None:
-            if settings.tokenizer == "char":
-                tokenizer = CharTokenizer.from_corpus(corpus)
-            elif settings.tokenizer == "bpe":
-                tokenizer = BPETokenizer.train(corpus, *parts["train"], settings.vocab_size)
-            else:
-                tokenizer = BPETokenizer.gpt2()
+        if tokenizer is None and settings.tokenizer == "gpt2":
+            tokenizer = BPETokenizer.gpt2()
+        if isinstance(corpus, Shards):
+            tokenizer = corpus.tokenizer(tokenizer)
+            corpus = corpus.of_vocabulary(tokenizer.vocab_size)
+        elif tokenizer is None and settings.tokenizer == "char":
+            tokenizer = CharTokenizer.from_corpus(corpus)
+        elif tokenizer is None:
+            tokenizer = BPETokenizer.train(corpus.chunks(*parts["train"]), settings.vocab_size)
         return cls(corpus, tokenizer, parts)
 
-    def tokens(self, part: Split) -> Tokens:
-        """Ids of a part."""
-        start, stop = self.parts[part]
+    def tokens(self, part: Split | None = None) -> Tokens:
+        """Ids of a part, or of everything."""
+        start, stop = (0, self.parts["test"][1]) if part is None else self.parts[part]
         if start == stop:
             raise InputError(f"{self.corpus.name} was split without a {part} part; name another one with --split")
+        if isinstance(self.corpus, Shards):
+            return self.corpus[start:stop]
         with Progress(transient=True, console=errors, disable=not errors.is_terminal) as progress:
-            task = progress.add_task(f"encoding the {part} part", total=stop - start)
+            task = progress.add_task(f"encoding {f'the {part} part' if part else 'the text'}", total=stop - start)
             return encode_corpus(
                 self.corpus, self.tokenizer, start, stop, lambda done: progress.update(task, completed=done)
             )
@@ -278,11 +288,12 @@ class Text:
 
     def describe(self) -> str:
         """One line for the screen."""
-        size = self.corpus.size
+        size = self.parts["test"][1]
+        unit = f"tokens in {len(self.corpus.files):,} shards" if isinstance(self.corpus, Shards) else "bytes"
         shares = " · ".join(
             f"{name} {stop - start:,} ({(stop - start) / size:.0%})" for name, (start, stop) in self.parts.items()
         )
-        return f"{self.corpus.name}: {size:,} bytes, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
+        return f"{self.corpus.name}: {size:,} {unit}, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
 
 
 def check_counts(**counts: int) -> None:

@@ -135,6 +135,16 @@ def split(corpus: Corpus, validation_fraction: float = 0.05, test_fraction: floa
     Raises:
         InputError: for a fraction below 0, or fractions that leave nothing to train on.
     """
+    first, second = map(corpus.character_boundary, cut(corpus.size, validation_fraction, test_fraction))
+    return {"train": (0, first), "validation": (first, second), "test": (second, corpus.size)}
+
+
+def cut(size: int, validation_fraction: float, test_fraction: float) -> tuple[int, int]:
+    """Where the validation part and, after it, the test part of so many bytes or tokens start.
+
+    Raises:
+        InputError: for a fraction below 0, or fractions that leave nothing to train on.
+    """
     if not (validation_fraction >= 0 and test_fraction >= 0 and validation_fraction + test_fraction < 1):
         raise InputError(
             f"validation_fraction={validation_fraction} and test_fraction={test_fraction} cannot split a text; "
@@ -142,9 +152,7 @@ def split(corpus: Corpus, validation_fraction: float = 0.05, test_fraction: floa
         )
     # As decimal fractions, because 1 - 0.05 - 0.05 in floating point is less than 0.9.
     test = 1 - Fraction(str(test_fraction))
-    validation = test - Fraction(str(validation_fraction))
-    cuts = [corpus.character_boundary(int(corpus.size * part)) for part in (validation, test)]
-    return {"train": (0, cuts[0]), "validation": (cuts[0], cuts[1]), "test": (cuts[1], corpus.size)}
+    return int(size * (test - Fraction(str(validation_fraction)))), int(size * test)
 
 
 def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
@@ -186,8 +194,8 @@ def _find_files(text: str) -> tuple[Path, ...]:
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
     files = tuple(file for file in found if file.is_file())
     if not files:
-        kind = "no *.txt file is in the folder" if path.is_dir() else "no such file, folder or glob:"
-        raise InputError(f"{kind} {text!r}; give the path of a UTF-8 text file, a folder of *.txt files, or a glob")
+        kind = "no *.txt or *.bin file is in the folder" if path.is_dir() else "no such file, folder or glob:"
+        raise InputError(f"{kind} {text!r}; give a UTF-8 text file, a folder of *.txt files or *.bin shards, or a glob")
     for file in files:
         try:
             file.open("rb").close()

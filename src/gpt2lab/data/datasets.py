@@ -12,10 +12,11 @@ from torch.utils.data import Dataset, Sampler
 
 from gpt2lab.config import InputError
 from gpt2lab.data.corpora import Corpus, cache_dir
+from gpt2lab.data.shards import Shards
 from gpt2lab.data.tokenizers import CharTokenizer, Tokenizer
 from gpt2lab.files import atomic_write
 
-Tokens = npt.NDArray[np.integer[Any]]
+Tokens = npt.NDArray[np.integer[Any]] | Shards
 
 
 def encode_corpus(
@@ -79,7 +80,7 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     Item i is ``(x, y)``, two (T,) int64 tensors: tokens i .. i+T-1 and i+1 .. i+T.
 
     Attributes:
-        tokens: (N,) ids, possibly memory-mapped.
+        tokens: (N,) ids, possibly memory-mapped, or shards of them.
         context_size: T.
         vocab_size: number of ids that may occur, V.
 

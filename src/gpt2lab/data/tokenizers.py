@@ -141,8 +141,8 @@ class BPETokenizer(Tokenizer):
         self.character_lengths = np.array([sum(byte not in continuations for byte in token) for token in tokens])
 
     @classmethod
-    def train(cls, corpus: Corpus, start: int, stop: int, vocab_size: int) -> "BPETokenizer":
-        """Learn merges on the part [start, stop) of a corpus.
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+        """Learn merges on texts, such as ``corpus.chunks(start, stop)``, which are read once and never held together.
 
         ``vocab_size`` counts the 256 bytes and ``<|endoftext|>``; a text with fewer pairs to merge gives fewer ids.
 
@@ -160,7 +160,7 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(corpus.chunks(start, stop), trainer)
+        backend.train_from_iterator(texts, trainer)
         learned = json.loads(backend.to_str())["model"]
         vocabulary = learned["vocab"] | {END_OF_TEXT: len(learned["vocab"])}
         return cls._from_merges(vocabulary, [tuple(merge) for merge in learned["merges"]])

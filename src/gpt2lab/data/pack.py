@@ -1,0 +1,299 @@
+"""Texts into token shards, by several processes, such that a killed packing goes on where it was.
+
+    out/
+        tokenizer.json
+        tokens_000000.bin        all of the same length but the last
+        tokens_000001.bin
+        pack.json                what was asked for, and where in the inputs every shard begins
+
+The documents' ids form one stream, each document after an ``<|endoftext|>`` (as llm.c's dev/data/fineweb.py has them),
+and the stream is cut into shards. What comes out depends on the inputs and options alone.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2lab.config import InputError
+from gpt2lab.data.documents import Piece, find_documents, read_pieces
+from gpt2lab.data.shards import MOST_IDS, MOST_TOKENS, Shards, read_shard, write_shard
+from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from gpt2lab.files import atomic_write
+
+RECORD = "pack.json"
+LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
+
+Progress = Callable[[str, int, int], None]
+Ids = npt.NDArray[np.uint16]
+
+
+class Place(NamedTuple):
+    """A token of the stream: of which input, of which of its pieces, and which of that piece's."""
+
+    input: int = 0
+    piece: int = 0
+    token: int = 0
+
+
+def pack(
+    inputs: Iterable[str | Path],
+    out: Path,
+    tokenizer: str = "gpt2",
+    *,
+    vocab_size: int = 32_768,
+    shard_tokens: int = 100_000_000,
+    text_column: str = "text",
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Shards:
+    """Encode documents into shards, or go on with that.
+
+    Complete shards are kept, unless the inputs that they are of have changed. Memory holds a few MiB a process, or a
+    few documents if they are longer.
+
+    Args:
+        inputs: files, folders or globs, see :func:`gpt2lab.data.documents.find_documents`.
+        out: folder for the shards.
+        tokenizer: ``"gpt2"``, ``"char"`` or ``"bpe"`` (learned from all documents), or the path of a tokenizer.json.
+        vocab_size: ids of ``"bpe"``.
+        shard_tokens: N of every shard but the last.
+        text_column: where JSON objects and Parquet files have the text.
+        processes: how many encode.
+        progress: called with what is being done, and bytes of the inputs done and in all.
+
+    Raises:
+        InputError: for inputs that cannot be read, options that cannot be or that differ from those of shards that are
+            there, and more than 65,536 ids. Complete shards stay.
+    """
+    if not 1 <= shard_tokens <= MOST_TOKENS:
+        raise InputError(f"shard_tokens is {shard_tokens}; it has to be between 1 and {MOST_TOKENS:,}")
+    files = find_documents(inputs)
+    if next(_pieces(files, text_column), None) is None:
+        raise InputError(f"there is no text in {', '.join(map(str, files[:5]))}; give documents to be packed")
+    given = None if tokenizer in ("gpt2", *LEARNED) else load_tokenizer(tokenizer)
+    options = {
+        "tokenizer": tokenizer if given is None else given.fingerprint(),
+        "vocab_size": vocab_size if tokenizer == "bpe" else None,
+        "shard_tokens": shard_tokens,
+        "text_column": text_column,
+        "inputs": [str(path.absolute()) for path in files],
+    }
+    states = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    record: dict[str, Any] = {"options": options, "states": states, "starts": [Place()], "finished": False}
+    if (out / RECORD).exists():
+        record |= _kept(out, options, states)
+    else:
+        if any(out.glob("*.bin")):
+            raise InputError(f"{out} holds other .bin files already; choose another --out")
+        used = given or _make_tokenizer(tokenizer, vocab_size, files, text_column, progress)
+        if used.vocab_size > MOST_IDS:
+            raise InputError(
+                f"the tokenizer {tokenizer} has {used.vocab_size:,} ids, but a shard has 16 bits for each; use one of "
+                f"at most {MOST_IDS:,}"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        used.save(out / "tokenizer.json")
+        _save(out, record)
+    starts: list[Place] = record["starts"]
+    for remains in {*out.glob("*.tmp"), *out.glob("tokens_*.bin")} - set(_complete(out, starts)):
+        remains.unlink()  # of a packing that was killed, or of inputs that changed
+    if not record["finished"]:
+        pieces = _pieces(files, text_column, starts[-1])
+        with contextlib.closing(_encoded(pieces, files, out / "tokenizer.json", processes, progress)) as encoded:
+            stream = _Stream(encoded, starts[-1])
+            while stream.more():
+                write_shard(_path(out, len(starts) - 1), stream.take(shard_tokens))
+                starts.append(stream.place)
+                _save(out, record)
+        record["finished"] = True
+        _save(out, record)
+    return Shards(str(out), _complete(out, starts))
+
+
+class _Stream:
+    """The ids of pieces, one after the other, to be taken in portions.
+
+    Attributes:
+        place: of the next token.
+    """
+
+    def __init__(self, encoded: Iterator[tuple[Place, Ids]], start: Place) -> None:
+        """``encoded``: the pieces from that of ``start`` on, each with the place of its first token."""
+        self.place = start
+        self._encoded = encoded
+        self._ids: Ids | None = None  # of the piece that the place is in
+
+    def more(self) -> bool:
+        """Whether there is a next token."""
+        while self._ids is None or self.place.token == len(self._ids):
+            found = next(self._encoded, None)
+            if found is None:
+                return False
+            skipped = self.place.token if self._ids is None else 0
+            self.place, self._ids = found[0]._replace(token=skipped), found[1]
+        return True
+
+    def take(self, count: int) -> Iterator[Ids]:
+        """The next so many tokens, or those that are left, in portions (N_i,)."""
+        while count > 0 and self.more():
+            assert self._ids is not None
+            portion = self._ids[self.place.token :][:count]
+            self.place = self.place._replace(token=self.place.token + len(portion))
+            count -= len(portion)
+            yield portion
+
+
+def _pieces(files: tuple[Path, ...], text_column: str, start: Place = Place()) -> Iterator[tuple[Place, Piece]]:  # noqa: B008
+    for number, path in enumerate(files[start.input :], start.input):
+        first = start.piece if number == start.input else 0
+        for piece_number, piece in itertools.islice(enumerate(read_pieces(path, text_column)), first, None):
+            yield Place(number, piece_number), piece
+
+
+def _encoded(
+    pieces: Iterator[tuple[Place, Piece]],
+    files: tuple[Path, ...],
+    tokenizer: Path,
+    processes: int,
+    progress: Progress | None,
+) -> Generator[tuple[Place, Ids]]:
+    """The pieces' ids in the pieces' order; only a few more than there are processes are under way at any time."""
+    sizes = [path.stat().st_size for path in files]
+    # Not forked, because this process may have threads (a progress bar's); and started from a server that has imported
+    # everything, because that takes longer than to encode a small text.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(processes, context, _start_worker)
+    waiting: deque[tuple[Place, int, Future[Ids]]] = deque()
+
+    def finished() -> tuple[Place, Ids]:
+        place, position, ids = waiting.popleft()
+        try:
+            result = place, ids.result()
+        except InputError as error:
+            raise InputError(f"{files[place.input]}, before byte {position:,}: {error}") from None
+        if progress is not None:
+            progress("packing", sum(sizes[: place.input]) + position, sum(sizes))
+        return result
+
+    try:
+        for place, piece in pieces:
+            ids = pool.submit(_encode, tokenizer, piece.texts, piece.continues)
+            waiting.append((place, piece.position, ids))
+            if len(waiting) > 2 * processes:
+                yield finished()
+        while waiting:
+            yield finished()
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that encodes died, perhaps for lack of memory; the same command goes on, with fewer --processes "
+            "if need be"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the process that started this one, end when that one ends, and use one core."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+_tokenizer = functools.cache(load_tokenizer)
+
+
+def _encode(tokenizer_file: Path, texts: list[str], continues: bool) -> Ids:
+    tokenizer = _tokenizer(tokenizer_file)
+    end_of_text = np.array([tokenizer.end_of_text])
+    parts = [part for text in texts for part in (end_of_text, tokenizer.encode(text))]
+    return np.concatenate(parts[1:] if continues else parts).astype(np.uint16)
+
+
+def _make_tokenizer(
+    name: str, vocab_size: int, files: tuple[Path, ...], text_column: str, progress: Progress | None
+) -> Tokenizer:
+    if name == "gpt2":
+        return BPETokenizer.gpt2()
+    sizes = [path.stat().st_size for path in files]
+
+    def texts() -> Iterator[str]:
+        for place, piece in _pieces(files, text_column):
+            yield from piece.texts
+            if progress is not None:
+                progress("learning the tokenizer", sum(sizes[: place.input]) + piece.position, sum(sizes))
+
+    return (
+        CharTokenizer(itertools.chain.from_iterable(texts()))
+        if name == "char"
+        else BPETokenizer.train(texts(), vocab_size)
+    )
+
+
+def _path(out: Path, number: int) -> Path:
+    return out / f"tokens_{number:06d}.bin"
+
+
+def _complete(out: Path, starts: list[Place]) -> list[Path]:
+    return [_path(out, number) for number in range(len(starts) - 1)]
+
+
+def _save(out: Path, record: dict[str, Any]) -> None:
+    with atomic_write(out / RECORD) as file:
+        file.write(json.dumps(record).encode())
+
+
+def _kept(out: Path, options: dict[str, Any], states: list[list[int]]) -> dict[str, Any]:
+    """What of a packing that was begun still holds: where those shards begin of which nothing is damaged or changed."""
+    try:
+        begun = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        starts, finished = [Place(*start) for start in begun["starts"]], bool(begun["finished"])
+        were, states_were = dict(begun["options"]), list(begun["states"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{out / RECORD} is damaged; choose another --out") from None
+    for name, value in options.items():
+        if were.get(name) != value:
+            told = "other inputs, or in another order" if name == "inputs" else f"{name}={were.get(name)}, not {value}"
+            raise InputError(f"{out} was begun with {told}; repeat what it was begun with, or choose another --out")
+    changed = next((i for i, state in enumerate(states) if state != states_were[i]), len(states))
+    if changed < len(states) and options["tokenizer"] in LEARNED:
+        raise InputError(
+            f"{options['inputs'][changed]} changed since {out} was begun, and its tokenizer was learned from that; "
+            "choose another --out"
+        )
+    kept = [Place()]
+    for number, end in enumerate(starts[1:]):
+        length = None if finished and end == starts[-1] else options["shard_tokens"]
+        if end.input >= changed or not _is_whole(_path(out, number), length):
+            break
+        kept.append(end)
+    return {"starts": kept, "finished": finished and kept == starts and changed == len(states)}
+
+
+def _is_whole(path: Path, num_tokens: int | None) -> bool:
+    """Whether a shard is there and undamaged, and as long as it should be (None: any length)."""
+    try:
+        return num_tokens in (None, len(read_shard(path)))
+    except InputError:
+        return False
