@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and folders that one process has for itself."""
 
 import contextlib
 import os
@@ -6,6 +6,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+import filelock
+
+from gpt2lab.config import InputError
 
 
 @contextlib.contextmanager
@@ -20,3 +24,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a folder; the lock goes with the process, however that ends.
+
+    Raises:
+        InputError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", blocking=False, is_singleton=True):  # one process may take it twice
+            yield
+    except filelock.Timeout:
+        raise InputError(
+            f"another process writes into {folder} now; wait until it ends, or choose another --out"
+        ) from None

@@ -247,14 +247,15 @@ def test_sigterm_saves_too_and_ends_with_its_own_exit_code(rhyme_file: Path, tmp
     assert find_checkpoint(tmp_path, "last").is_dir()
 
 
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_training_that_is_killed_again_and_again_always_goes_on(
-    rhyme_file: Path, tmp_path: Path, command: Command
+    rhyme_file: Path, tmp_path: Path, command: Command, times: int
 ) -> None:
     run, moments = tmp_path / "run", random.Random(0)
     options = ["--text", rhyme_file, *TINY, "--max-steps", 100_000, "--checkpoint-every", 1, "--eval-every", 1]
     arguments = [*options, "--eval-tokens", 16, "--out", run]
     last = 0
-    for _ in range(3):
+    for _ in range(times):
         process = start("train", *arguments)
         deadline = time.monotonic() + 120
         while not (found := sorted(run.glob("checkpoints/step-*"))) or int(found[-1].name[5:]) < last + 3:

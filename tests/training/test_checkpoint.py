@@ -414,9 +414,9 @@ def test_a_second_training_in_the_same_folder_is_refused_while_the_first_one_liv
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
     hold = f"""
-from gpt2lab.training.checkpoint import locked_run
+from gpt2lab.files import locked_folder
 from pathlib import Path
-with locked_run(Path({str(tmp_path)!r})):
+with locked_folder(Path({str(tmp_path)!r})):
     print("locked", flush=True)
     input()
 """
@@ -424,7 +424,7 @@ with locked_run(Path({str(tmp_path)!r})):
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(InputError, match=re.escape(f"another process trains in {tmp_path} now")):
+        with pytest.raises(InputError, match=re.escape(f"another process writes into {tmp_path} now")):
             make_trainer(out=tmp_path).train()
     finally:
         other.kill()  # without a chance to give the lock back

@@ -28,12 +28,12 @@ from gpt2lab.cli.settings import (
 )
 from gpt2lab.config import GPT2Config, InputError
 from gpt2lab.data import Tokenizer, load_tokenizer
-from gpt2lab.files import atomic_write
+from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.model.gpt2 import read_config
 from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, distributed, find_checkpoint, load
-from gpt2lab.training.checkpoint import checkpoints_of, locked_run
+from gpt2lab.training.checkpoint import checkpoints_of
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
@@ -85,8 +85,6 @@ def train(
         kind = "random" if model.random_config else model.variant
         new = training.out or distributed.told_by_the_first(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         run = resume or Path(new)
-        if first:
-            stack.enter_context(locked_run(run))
         goes_on = resume is not None
         if goes_on:
             _refuse_other_settings(run, data, training)
@@ -101,6 +99,7 @@ def train(
         if wandb is not None and first:
             trainer.sinks.append(wandb_sink(wandb, run, settings.values()))
         if first:
+            stack.enter_context(locked_folder(run))
             settings.save(run / "config.yaml")
             text.tokenizer.save(run / "tokenizer.json")
         result = trainer.train()

@@ -32,7 +32,7 @@ from gpt2lab.config import InputError
 from gpt2lab.data.documents import Piece, find_documents, read_pieces
 from gpt2lab.data.shards import MOST_IDS, MOST_TOKENS, Shards, read_shard, write_shard
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
-from gpt2lab.files import atomic_write
+from gpt2lab.files import atomic_write, locked_folder
 
 RECORD = "pack.json"
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
@@ -94,6 +94,7 @@ def pack(
     }
     states = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     record: dict[str, Any] = {"options": options, "states": states, "starts": [Place()], "finished": False}
+    used: Tokenizer | None = None
     if (out / RECORD).exists():
         record |= _kept(out, options, states)
     else:
@@ -105,22 +106,23 @@ def pack(
                 f"the tokenizer {tokenizer} has {used.vocab_size:,} ids, but a shard has 16 bits for each; use one of "
                 f"at most {MOST_IDS:,}"
             )
-        out.mkdir(parents=True, exist_ok=True)
-        used.save(out / "tokenizer.json")
-        _save(out, record)
     starts: list[Place] = record["starts"]
-    for remains in {*out.glob("*.tmp"), *out.glob("tokens_*.bin")} - set(_complete(out, starts)):
-        remains.unlink()  # of a packing that was killed, or of inputs that changed
-    if not record["finished"]:
-        pieces = _pieces(files, text_column, starts[-1])
-        with contextlib.closing(_encoded(pieces, files, out / "tokenizer.json", processes, progress)) as encoded:
-            stream = _Stream(encoded, starts[-1])
-            while stream.more():
-                write_shard(_path(out, len(starts) - 1), stream.take(shard_tokens))
-                starts.append(stream.place)
-                _save(out, record)
-        record["finished"] = True
-        _save(out, record)
+    with locked_folder(out):
+        if used is not None:
+            used.save(out / "tokenizer.json")
+            _save(out, record)
+        for remains in {*out.glob("*.tmp"), *out.glob("tokens_*.bin")} - set(_complete(out, starts)):
+            remains.unlink()  # of a packing that was killed, or of inputs that changed
+        if not record["finished"]:
+            pieces = _pieces(files, text_column, starts[-1])
+            with contextlib.closing(_encoded(pieces, files, out / "tokenizer.json", processes, progress)) as encoded:
+                stream = _Stream(encoded, starts[-1])
+                while stream.more():
+                    write_shard(_path(out, len(starts) - 1), stream.take(shard_tokens))
+                    starts.append(stream.place)
+                    _save(out, record)
+            record["finished"] = True
+            _save(out, record)
     return Shards(str(out), _complete(out, starts))
 
 

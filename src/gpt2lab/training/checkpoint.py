@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -401,21 +400,6 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
 def checkpoints_of(run: Path) -> list[Path]:
     """Folders of all complete checkpoints, the latest last."""
     return sorted((run / "checkpoints").glob("step-*"))
-
-
-@contextlib.contextmanager
-def locked_run(run: Path) -> Iterator[None]:
-    """Keep other trainings out of a run folder; the lock goes with the process, however that ends.
-
-    Raises:
-        InputError: another process trains in it.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(run / ".lock", blocking=False, is_singleton=True):  # one process may take it twice
-            yield
-    except filelock.Timeout:
-        raise InputError(f"another process trains in {run} now; wait until it ends, or choose another --out") from None
 
 
 @contextlib.contextmanager

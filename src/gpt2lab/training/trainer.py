@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2lab.config import InputError, TrainingError
 from gpt2lab.data import StatelessSampler, TokenDataset
+from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.training import distributed
 from gpt2lab.training.checkpoint import (
     CheckpointWriter,
     TrainingState,
     checkpoints_of,
-    locked_run,
     restore_training,
 )
 from gpt2lab.training.config import TrainerConfig
@@ -162,7 +162,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(distributed.naming_lost_processes())
             if first and run is not None:
-                stack.enter_context(locked_run(run))
+                stack.enter_context(locked_folder(run))
                 sinks.append(stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step)))
             if first:
                 sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
