@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from gpt2lab.training import find_checkpoint
+from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from tests.cli.conftest import TINY, Command, assert_one_sentence, program
 
 SOLID = "of the king and the queen of night. " * 30
@@ -268,6 +269,33 @@ def test_going_on_with_another_optimiser_is_refused_and_changes_nothing(
     done = command("train", "--resume", run, "--max-steps", 70, "--optimizer", "adamw")
     assert_one_sentence(done, "optimi")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--learning-rate", 0.5], "learning_rate 0.008, not 0.5"),
+        (["--batch-size", 8], "batch_size 4, not 8"),
+        (["--seed", 7, "--schedule", "cosine"], "schedule wsd, not cosine, seed 0, not 7"),
+        (["--corpus", "shakespeare"], "corpus None, not shakespeare"),
+        (["--test-fraction", 0.2], "test_fraction 0.05, not 0.2"),
+    ],
+)
+def test_going_on_with_other_options_is_refused_with_what_differs(
+    command: Command, modern: Path, options: list[object], words: str
+) -> None:
+    done = command("train", "--resume", modern, "--max-steps", 70, *options)
+    assert_one_sentence(done, f"{modern} was begun with", words, f"--init-from {modern}")
+
+
+def test_going_on_may_measure_save_and_keep_otherwise(command: Command, modern: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(modern, run)
+    more = read_state(find_checkpoint(run, "last")).step + 4
+    options = ["--max-steps", more, "--eval-every", 2, "--checkpoint-every", 1, "--keep", 3, "--async-checkpoints"]
+    done = command("train", "--resume", run, *options)
+    assert done.code == 0, done.err
+    assert len(checkpoints_of(run)) in (3, 4)
 
 
 # As a program

@@ -48,6 +48,7 @@ def main(folder: Path) -> None:
             eval_every=25,
             checkpoint_every=30,
             keep=9,
+            async_checkpoints=accumulation == 2,
             out=folder / name,
         )
         with torch.device("meta") if parallel == "fsdp" else nullcontext():

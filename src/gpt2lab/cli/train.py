@@ -89,7 +89,7 @@ def train(
         if goes_on:
             _refuse_other_settings(run, data, training)
         elif checkpoints_of(run):
-            goes_on = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0  # torchrun started all of them anew
+            goes_on = distributed.restarted()
             if not goes_on:
                 raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
         training = dataclasses.replace(training, out=run)
@@ -142,7 +142,7 @@ def _set_up(
     described = ModelSettings.describing(config, model.attention, model.variant)
     if init_from is not None and network is not None:
         _refuse_changes("--init-from", model, described, ModelSettings(attention=model.attention))
-    elif goes_on and "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+    elif goes_on and not distributed.restarted():  # then what is typed is what it was begun with
         _refuse_changes("--resume", model, described)
     if network is None:
         # Under FSDP a model gets its weights in shards, and never has to fit into one process.

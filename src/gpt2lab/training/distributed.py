@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 Parallel = Literal["ddp", "fsdp"]
 
 
+def restarted() -> bool:
+    """Whether torchrun started all processes anew, because one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def rank() -> int:
     """Which of the processes this one is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -114,14 +119,16 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
         return model
     if config.parallel == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = narrow if precision == torch.bfloat16 else MixedPrecisionPolicy()
     where = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
+    mesh = init_device_mesh(device.type, (num_processes(),))
     for block in model.blocks:
-        fully_shard(block, mp_policy=policy, offload_policy=where)
-    fully_shard(model, offload_policy=where)
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=where)
+    fully_shard(model, mesh=mesh, offload_policy=where)
     if model.final_norm.weight.is_meta:
         model.to_empty(device="cpu" if config.cpu_offload else device)
         with torch.no_grad():
