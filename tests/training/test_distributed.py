@@ -112,6 +112,23 @@ def test_checkpoints_look_as_if_one_process_had_written_them(together: Path, pro
         GPT2.load(folder)
 
 
+def test_a_model_never_lies_whole_in_one_process_under_fsdp() -> None:
+    command = torchrun(2, Path(__file__).with_name("larger.py"))
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.7  # half of it, and a tensor on its way
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+def test_in_bfloat16_the_blocks_weights_are_narrow_and_all_else_is_float32(together: Path, processes: int) -> None:
+    wide, narrow = found(together, processes, "fsdp-muon-1"), found(together, processes, "fsdp-muon-1-bfloat16")
+    assert narrow["dtypes"] == {"weight": "torch.bfloat16", "hidden": "torch.float32", "rotary": "torch.float32"}
+    assert wide["dtypes"] == {"weight": "torch.float32", "hidden": "torch.float32", "rotary": "torch.float32"}
+    assert narrow["initial_as_alone"]
+    assert narrow["losses"] == pytest.approx(wide["losses"], rel=0.03)
+    assert narrow["losses"] != wide["losses"]
+
+
 # As users start it
 
 TINY = "--context-size 16 --embed-dim 32 --num-heads 4 --num-layers 1 --batch-size 4 --compile no".split()

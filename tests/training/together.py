@@ -32,9 +32,10 @@ def main(folder: Path) -> None:
     test = TokenDataset(ids[6000:7003], 16, tokenizer.vocab_size)  # 63 windows, which no number of processes divides
     folder = folder / str(num_processes())
     torch.set_num_threads(1)
-    ways = itertools.product(["ddp"] if num_processes() == 1 else ["ddp", "fsdp"], ["adamw", "muon"], [1, 2])
-    for parallel, optimizer, accumulation in ways:
-        name = f"{parallel}-{optimizer}-{accumulation}"
+    kinds = ["ddp"] if num_processes() == 1 else ["ddp", "fsdp"]
+    ways = [(*way, "float32") for way in itertools.product(kinds, ["adamw", "muon"], [1, 2])]
+    for parallel, optimizer, accumulation, precision in [*ways, (kinds[-1], "muon", 1, "bfloat16")]:
+        name = f"{parallel}-{optimizer}-{accumulation}" + ("-bfloat16" if precision == "bfloat16" else "")
         config = TrainerConfig(
             max_steps=STEPS,
             batch_size=8 // accumulation,
@@ -42,7 +43,7 @@ def main(folder: Path) -> None:
             optimizer=optimizer,  # type: ignore[arg-type]
             parallel=parallel,  # type: ignore[arg-type]
             activation_checkpointing=accumulation == 2,
-            precision="float32",
+            precision=precision,  # type: ignore[arg-type]
             compile="no",
             device="cpu",
             eval_every=25,
@@ -71,6 +72,14 @@ def main(folder: Path) -> None:
                 written += generate(model, torch.zeros(1, 1, dtype=torch.int64), 10, temperature=0).tolist()
                 model.train()
 
+        dtypes: dict[str, str] = {}
+
+        def look(block, arguments, dtypes=dtypes):  # type: ignore[no-untyped-def]
+            weight = block.feed_forward.expand.weight
+            for what, tensor in {"weight": weight, "hidden": arguments[0], "rotary": arguments[1][0]}.items():
+                dtypes[what] = str(tensor.dtype)
+
+        model.blocks[1].register_forward_pre_hook(look)
         trainer.update = watched  # type: ignore[method-assign]
         trainer.sinks.append(write)
         result = trainer.train()
@@ -81,6 +90,7 @@ def main(folder: Path) -> None:
                 "validation": result.validation_loss,
                 "tokens": trainer.state.tokens,
                 "written": written,
+                "dtypes": dtypes,
                 "initial_as_alone": all(torch.equal(initial[n], t) for n, t in reference.state_dict().items()),
             }
             (folder / f"{name}.json").write_text(json.dumps(found), encoding="utf-8")

@@ -107,8 +107,9 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
             With FSDP its parameters become DTensors, in place.
         config: ``parallel``, ``activation_checkpointing`` and ``cpu_offload`` are read.
         device: where it runs.
-        precision: of the matrix products; with FSDP and bfloat16 the blocks also travel in it, and their gradients are
-            summed in float32. What is outside of the blocks, the rotary tables too, stays as it is.
+        precision: of the matrix products; with FSDP and bfloat16 the blocks' matrices also travel in it, and their
+            gradients are summed in float32. LayerNorms, what is outside of the blocks, and the rotary tables stay as
+            they are.
     """
     if config.activation_checkpointing:
         from torch.distributed._composable.checkpoint_activation import checkpoint
@@ -127,6 +128,9 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
     where = CPUOffloadPolicy() if config.cpu_offload else OffloadPolicy()
     mesh = init_device_mesh(device.type, (num_processes(),))
     for block in model.blocks:
+        norms: list[nn.Module] = [block.attention_norm, block.feed_forward_norm]
+        if policy is narrow:  # a LayerNorm of float32 takes no narrow weights
+            fully_shard(norms, mesh=mesh, offload_policy=where)
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=where)
     fully_shard(model, mesh=mesh, offload_policy=where)
     if model.final_norm.weight.is_meta:

@@ -4,16 +4,12 @@ import dataclasses
 import itertools
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import fmean
-from types import FrameType
-from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -43,6 +39,7 @@ from gpt2lab.training.hardware import (
 )
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
+from gpt2lab.training.signals import Signals
 
 Batch = tuple[Tensor, Tensor]
 
@@ -158,7 +155,7 @@ class Trainer:
         self.losses = [torch.tensor(loss, device=self.device) for loss in self.state.losses]
         self.last_told = time.perf_counter(), self.state.tokens
         started = time.perf_counter() - self.state.seconds
-        stop, skips = 0, 0
+        begun, stop, skips = self.state.step, 0, 0
         with ExitStack() as stack:
             stack.enter_context(distributed.naming_lost_processes())
             if first and run is not None:
@@ -183,7 +180,7 @@ class Trainer:
                     self._save(run, last=stop > 0 or step == self.steps)
             signals.give_back(signal.SIGINT, signal.SIGTERM)  # all is saved, and what follows may be interrupted
             exact = None
-            if self.state.step == self.steps and self.losses:
+            if begun < self.state.step == self.steps:
                 exact = self._measured()
                 self._tell(sinks, exact)
         self.model.eval()
@@ -246,19 +243,23 @@ class Trainer:
     def _save(self, run: Path, last: bool) -> None:
         """Write a checkpoint; a failure is told, and ends the training only if there will be no other one."""
         state = dataclasses.replace(self.state, losses=distributed.averaged(self.losses))
-        steps: list[Callable[[], None]] = [self.writer.wait, partial(self.writer.save, run, self.optimizers, state)]
-        for act in [*steps, self.writer.wait] if last else steps:
-            try:
-                act()
-            except OSError as error:
-                if last and act is not steps[0]:
-                    raise
-                if distributed.rank() == 0:
-                    self.console.print(
-                        f"a checkpoint could not be written ({error}); the training goes on, and tries again with the "
-                        "next one",
-                        highlight=False,
-                    )
+        try:
+            self.writer.wait()  # for the one before
+        except OSError as error:
+            self._tell_failure(error)
+        try:
+            self.writer.save(run, self.optimizers, state)
+            if last:
+                self.writer.wait()
+        except OSError as error:
+            if last:
+                raise
+            self._tell_failure(error)
+
+    def _tell_failure(self, error: OSError) -> None:
+        if distributed.rank() == 0:
+            told = f"a checkpoint could not be written ({error}); the training goes on, and the next one is tried"
+            self.console.print(told, highlight=False)
 
     def update(self, batches: Iterator[Batch]) -> tuple[Tensor | None, int]:
         """One optimiser step on the next batches.
@@ -373,38 +374,3 @@ def _why_hopeless(skips: int, step: int, run: Path | None) -> str:
         f"the last good checkpoint is {checkpoints_of(run)[-1]}, and a lower rate goes on from the best one: "
         f"gpt2lab train --init-from {run} --learning-rate …"
     )
-
-
-class Signals:
-    """Which signal asks the training to stop, and whether one asked for a checkpoint.
-
-    While it is entered, SIGINT and SIGTERM are noted instead of ending the process (a second one has its usual effect),
-    and SIGUSR1, too.
-    """
-
-    def __init__(self) -> None:
-        self.stop = 0
-        self.save = False
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self.previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.give_back(*self.previous)
-
-    def give_back(self, *numbers: signal.Signals) -> None:
-        """Let signals do what they did before."""
-        for number in numbers:
-            if number in self.previous:
-                signal.signal(number, self.previous.pop(number))
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
-            self.save = True
-        else:
-            self.stop = number
-            self.give_back(signal.SIGINT, signal.SIGTERM)
