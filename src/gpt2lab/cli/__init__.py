@@ -20,15 +20,17 @@ app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Meas
 app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
 app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
 app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
+app.command("gpt2lab.cli.plan:plan", name="plan", help="Tell what a training needs before it runs.")
 app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a known loss as soon as possible.")
 app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0, 2 for wrong input, 130 when interrupted."""
+    from gpt2lab.cli.plan import sizes_of_model
     from gpt2lab.cli.train import settings_file
 
-    app.config = settings_file
+    app.config = (settings_file, sizes_of_model)
     tokens = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return int(app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0)
