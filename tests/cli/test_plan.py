@@ -50,6 +50,14 @@ def test_without_a_batch_it_takes_the_most_windows_that_fit(command: Command) ->
         assert plan.peak().total <= (1 - LEFT_FREE) * 24e9 < replace(plan, rows=plan.rows + 1).peak().total
 
 
+def test_the_most_windows_are_found_where_fewer_would_not_fit(command: Command) -> None:
+    """With all logits three windows need five times what four need, whose loss comes in pieces."""
+    sizes = "--vocab-size 20000 --context-size 430 --embed-dim 64 --num-heads 4 --num-layers 1".split()
+    (most, _) = planned(command, *sizes, "--memory", "100MB")["ways"]
+    assert most["fits"]
+    assert most["windows_per_device"] >= 4
+
+
 def test_the_table_holds_what_json_holds(command: Command) -> None:
     options = ["--model", "gpt2", "--devices", 2, "--memory", "16GB", "--batch-size", 2]
     told = planned(command, *options)

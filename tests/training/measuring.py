@@ -119,6 +119,8 @@ class Sent(TorchDispatchMode):
         match func.name():
             case "c10d::_allgather_base_":  # into, from
                 self.size += ring * args[0].nbytes
+            case "_c10d_functional::all_gather_into_tensor":  # from
+                self.size += ring * dist.get_world_size() * args[0].nbytes
             case "c10d::_reduce_scatter_base_":
                 self.size += ring * args[1].nbytes
             case "c10d::allreduce_":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import GPT2Config as PublishedConfig
 from transformers import GPT2LMHeadModel
@@ -24,6 +24,7 @@ from gpt2lab.cli.plan import SIZES
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
 from gpt2lab.model import GPT2
+from gpt2lab.model.activations import in_pieces
 from gpt2lab.training import Trainer, TrainerConfig
 from gpt2lab.training.plan import Plan
 from tests.training.measuring import most_held, training
@@ -90,9 +91,8 @@ def test_so_it_is_in_bfloat16(name: str, recomputing: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recomputing", [False, True], ids=["", "recomputing"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_so_it_is_with_gpt2_itself(precision: Any, recomputing: bool, optimizer: Any) -> None:
+@pytest.mark.parametrize(("optimizer", "recomputing"), [("adamw", False), ("adamw", True), ("muon", False)])
+def test_so_it_is_with_gpt2_itself(precision: Any, optimizer: Any, recomputing: bool) -> None:
     config = GPT2Config(50257, 1024, ff_hidden_dim=3072, **SIZES["gpt2"])
     plan = Plan(config, 1, activation_checkpointing=recomputing, optimizer=optimizer, precision=precision)
     compare(f"GPT-2, {precision}, {optimizer}, {recomputing=}", plan, most_held(partial(training, plan))[0])
@@ -144,7 +144,7 @@ def test_the_named_sizes_have_as_many_parameters_as_the_published_models(name: s
 
 
 def test_fsdp_divides_what_persists_and_ddp_does_not() -> None:
-    config = GPT2Config(50257, 1024, 1600, 25, 6400, 48)  # the example of ZeRO, section 1: 1.5 billion, 16 bytes each
+    config = GPT2Config(50257, 1024, 1600, 25, 6400, 48)  # ZeRO, section 3.1: 1.5 billion, 16 bytes each
     ddp = Plan(config, 1, 64, optimizer="adamw")
     fsdp = replace(ddp, parallel="fsdp")
     for name in ("parameters", "optimizer"):
@@ -163,9 +163,11 @@ def test_what_travels_for_every_value_is_what_zero_says(case: Plan, devices: int
     assert sharded >= (2 if precision == "float32" else 1) * ring
 
 
-@given(st.sampled_from(list(CASES.values())), st.integers(1, 20))
-def test_more_windows_never_need_less_memory(case: Plan, rows: int) -> None:
-    assert replace(case, rows=rows + 1).peak().total >= replace(case, rows=rows).peak().total
+@given(st.sampled_from(list(CASES.values())), st.integers(1, 40))
+def test_more_windows_never_need_less_memory_but_where_the_loss_begins_to_come_in_pieces(case: Plan, rows: int) -> None:
+    fewer, more = replace(case, rows=rows), replace(case, rows=rows + 1)
+    assume(in_pieces(case.config, rows) == in_pieces(case.config, rows + 1))
+    assert more.peak().total >= fewer.peak().total
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from gpt2lab.cli.settings import ModelSettings, check_counts, console, errors
 from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.model.gpt2 import MANY_LOGITS
 from gpt2lab.training.checkpoint import find_checkpoint
 from gpt2lab.training.optimizers import OptimizerName
 from gpt2lab.training.plan import Memory, Plan
@@ -63,7 +64,8 @@ def plan(
     Parameters
     ----------
     model
-        gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a run folder; options below change what they say.
+        gpt2, gpt2-medium, gpt2-large, gpt2-xl (the originals, with a context of 1,024), or a run folder. Options of the
+        model that are given change it; the defaults shown for them count for nothing here.
     devices
         GPUs that train together.
     memory
@@ -84,8 +86,8 @@ def plan(
         What a device computes at most, in 10^12 operations a second; default: an NVIDIA H100 SXM by its data sheet, 989
         in bfloat16, 67 in float32 (without tensor cores).
     peak_share
-        Share of it that all arithmetic reaches: an assumption. (PaLM reported 0.46 without recomputation: Chowdhery et
-        al. 2022, arXiv:2204.02311.)
+        Share of it that all arithmetic reaches, recomputing included: an assumption. (PaLM reported 0.58, and 0.46
+        without what was computed again: Chowdhery et al. 2022, arXiv:2204.02311.)
     bandwidth
         GB a second that each device sends while it receives as much; without it no time is told for the network.
     json_output
@@ -142,10 +144,14 @@ def ways(base: Plan) -> dict[str, Plan]:
 
 def with_rows(way: Plan, room: int, rows: int | None) -> Plan:
     """A way with so many windows on each device, or with as many as fit into so many bytes (at least one)."""
-    if rows is None:
-        # Memory grows with them, but for the one step where the loss begins to come in pieces.
-        rows = bisect(range(2, MOST_ROWS), room, key=lambda n: replace(way, rows=n).peak().total) + 1
-    return replace(way, rows=rows)
+    if rows is not None:
+        return replace(way, rows=rows)
+    first_in_pieces = MANY_LOGITS // (way.config.max_seq_len * way.config.vocab_size) + 1
+    for low, high in ((first_in_pieces, MOST_ROWS), (1, first_in_pieces)):  # within each, memory grows with the rows
+        fitting = bisect(range(low, high), room, key=lambda n: replace(way, rows=n).peak().total)
+        if fitting:
+            return replace(way, rows=low + fitting - 1)
+    return replace(way, rows=1)
 
 
 def describe(name: str, way: Plan, room: int, num_tokens: int, speed: float, bandwidth: float | None) -> dict[str, Any]:

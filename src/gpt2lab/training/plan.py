@@ -186,8 +186,9 @@ class Plan:
     def _backward_of_embeddings(self) -> Memory:
         c = self.config
         learned = FLOAT * c.max_seq_len * c.embed_dim if c.position == "learned" else 0
-        # One that is both embedding and output layer adds up two gradients: in place, if autocast made the first anew.
-        added = self.embedding * (2 if c.tie_embeddings and self.width == FLOAT else 1)
+        # One that is both embedding and output layer adds up two gradients: in place, if the first was made anew.
+        anew = self.width < FLOAT or activations.in_pieces(c, self.rows)
+        added = self.embedding * (2 if c.tie_embeddings and not anew else 1)
         return self._memory(
             "embeddings, backward",
             gradients=self._gradients(c.num_layers),
