@@ -25,6 +25,7 @@ data.command(
     "gpt2lab.cli.pack:pack_command", name="pack", help="Encode documents into token shards, or go on with that."
 )
 app.command(data)
+app.command("gpt2lab.cli.plan:plan", name="plan", help="Tell what a training needs before it runs.")
 app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a known loss as soon as possible.")
 app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
@@ -38,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, 1 for a training that failed, 2 for wrong input, 130 when interrupted.
     """
+    from gpt2lab.cli.plan import sizes_of_model
     from gpt2lab.cli.train import settings_file
 
-    app.config = settings_file
+    app.config = (settings_file, sizes_of_model)
     typed[:] = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return int(app(typed, exit_on_error=False, print_error=False, result_action="return_value") or 0)

@@ -301,7 +301,7 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         least = 0 if name == "rounds" else 1
         if value < least:
-            raise InputError(f"--{name} is {value}; it has to be {least} or more")
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it has to be {least} or more")
 
 
 def parse_window(text: str) -> Window:

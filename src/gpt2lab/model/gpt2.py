@@ -23,8 +23,9 @@ from gpt2lab.model.embeddings import GPT2Embeddings
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
 # 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
-_MANY_LOGITS = 1 << 25
-_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=256, acc_policy="accurate", acc_dtype=torch.float32)
+MANY_LOGITS = 1 << 25
+LOSS_PIECE = 256
+_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_PIECE, acc_policy="accurate", acc_dtype=torch.float32)
 
 
 class GPT2(nn.Module):
@@ -201,7 +202,7 @@ class GPT2(nn.Module):
         head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
         if targets is None:
             return F.linear(hidden, head)  # (B, T, V)
-        many = ids.numel() * len(head) > _MANY_LOGITS
+        many = ids.numel() * len(head) > MANY_LOGITS
         options = None
         if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
             options = _IN_PIECES

@@ -105,13 +105,24 @@ def _able(q: Tensor, k: Tensor, v: Tensor, whole: bool, window: int | None, bias
         return ["mask"] if bias is not None else ["causal", "mask"]
     B, _, T, _ = q.shape
     able: list[Kernel] = ["band", "mask"]
-    if max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK) > T or (bias is not None and 2 * window * B > T):
+    if not band_pays(T, window) or (bias is not None and 2 * window * B > T):
         able.reverse()  # (a bias is copied for every text of the batch)
     if bias is None and q.is_cuda and min(q.shape[-1], v.shape[-1]) >= 16 and q.dtype != torch.float64:
         able.insert(0 if torch.compiler.is_compiling() else 2, "flex")
     if bias is None and not q.is_cuda and not any(x.requires_grad for x in (q, k, v)):  # it has no backward there
         able.append("flex")
     return able
+
+
+def band_pays(length: int, window: int) -> bool:
+    """Whether cutting so long a text into blocks is cheaper than a mask."""
+    return max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK) <= length
+
+
+def band_blocks(length: int, window: int) -> tuple[int, int, int]:
+    """How a text is cut: tokens of a block, S; blocks, N; earlier blocks that a block sees, P."""
+    size = _BLOCK * -(-window // (2 * _BLOCK))
+    return size, -(-length // size), -(-(window - 1) // size)
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
@@ -152,8 +163,8 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
     Blocks become heads of one batched call, and a group of query heads the rows of one block.
     """
     B, H, T, D = q.shape
-    K, S = k.shape[1], _BLOCK * -(-window // (2 * _BLOCK))
-    G, N, P = H // K, -(-T // S), -(-(window - 1) // S)  # query heads in a group; blocks; earlier blocks that are seen
+    K, (S, N, P) = k.shape[1], band_blocks(T, window)
+    G = H // K  # query heads in a group
     if N * S > T:
         q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
     q = q.reshape(B, K, G, N, S, D).transpose(2, 3).reshape(B * K, N, G * S, D)
