@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -169,15 +169,28 @@ def gathered(tensor: Tensor) -> Tensor:
     return tensor if shard is None else shard.full_tensor()
 
 
-def shared_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same in every process, divided as another one is."""
-    shard = as_shard(like)
-    if shard is None:
-        return whole
-    from torch.distributed.tensor import DTensor, Replicate
+def apply_to_whole(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """A function that needs whole matrices, and keeps their shape, of those of which each process has a share.
 
-    everywhere = DTensor.from_local(whole, shard.device_mesh, [Replicate()], run_check=False)
-    return everywhere.redistribute(placements=shard.placements)
+    Each process gathers as many of the matrices as there are for every one, and works on these.
+
+    Args:
+        function: of (n, rows, columns), for any n.
+        matrices: (N, rows, columns), all there or divided along rows or columns.
+
+    Returns:
+        the same shape, divided as before.
+    """
+    shards = as_shard(matrices)
+    if shards is None:
+        return function(matrices)
+    from torch.distributed.tensor import DTensor, Shard
+
+    by_matrix = shards.redistribute(placements=[Shard(0)])
+    done = function(by_matrix.to_local())
+    shape, stride = by_matrix.shape, by_matrix.stride()
+    whole = DTensor.from_local(done, shards.device_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+    return whole.redistribute(placements=shards.placements)
 
 
 def summed(*values: float) -> list[float]:

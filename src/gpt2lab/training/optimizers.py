@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from gpt2lab.model import GPT2
-from gpt2lab.training.distributed import gathered, shared_like
+from gpt2lab.training.distributed import apply_to_whole
 
 OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
@@ -22,8 +22,8 @@ class Muon(Optimizer):
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al.
     2025 (arXiv:2502.16982, section 2.2), so that updates are as large as AdamW's and one learning rate serves both.
     Unlike ``torch.optim.Muon`` it orthogonalises equal shapes in one batch, and in float32: bfloat16 crawls on many
-    CPUs, and would make runs with different numbers of processes disagree. Of shards (FSDP) every process gathers the
-    whole matrices, and takes its share of the update.
+    CPUs, and would make runs with different numbers of processes disagree. Of shards (FSDP) every process gathers some
+    of the matrices, orthogonalises them, and gives the others their shares of the updates.
 
     Args:
         params: matrices (2-D).
@@ -48,20 +48,17 @@ class Muon(Optimizer):
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            blended = [gathered(matrix) for matrix in nesterov]
+            blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[tuple[int, ...], list[int]] = {}
             for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together
                 by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
             for (rows, columns), indices in by_shape.items():
                 wide = [blended[i] if blended[i].shape[0] == rows else blended[i].mT for i in indices]
-                updates = orthogonalise(torch.stack(wide))
+                updates = apply_to_whole(orthogonalise, torch.stack(wide))
                 for i, update in zip(indices, updates, strict=True):
                     as_stored = update if blended[i].shape[0] == rows else update.mT
-                    parameters[i].add_(
-                        shared_like(as_stored, parameters[i]), alpha=-group["lr"] * 0.2 * math.sqrt(columns)
-                    )
+                    parameters[i].add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -20,9 +20,8 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2, activations
 from gpt2lab.model.activations import FLOAT
+from gpt2lab.training.distributed import Parallel
 from gpt2lab.training.optimizers import OptimizerName
-
-Parallel = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class Plan:
         """The optimiser's step. AdamW works in place; Muon holds all matrices, and what orthogonalising a shape needs.
 
         (:func:`gpt2lab.training.optimizers.orthogonalise`: the matrices stacked, the same scaled, the result, and six
-        squares. With FSDP the matrices are gathered whole.)
+        squares. With FSDP every device works on its share of the matrices.)
         """
         if self.optimizer == "adamw":
             return self._memory("update", gradients=self._divided(self.everything))
@@ -211,11 +210,11 @@ class Plan:
             squares = FLOAT * self.config.num_layers * number * rows * rows
             most = max(most, before + 3 * stack + 6 * squares)
             before = stack  # a shape's updates stay until the next ones are made
-        whole, share = self._all_matrices, self._divided(self._all_matrices)
+        share = self._divided(self._all_matrices)
         return self._memory(
             "update",
             gradients=self.everything if self.replicated else share,  # where there are no buckets, AdamW's are gone
-            working=most + whole + (share if self.sharded else 0),
+            working=self._divided(most) + share,
         )
 
     def _memory(self, moment: str, **held: int) -> Memory:
@@ -279,7 +278,7 @@ class Plan:
         }
         sent = {name: self.accumulation_steps * size for name, size in passes.items()}
         if self.optimizer == "muon":
-            sent["matrices, gathered by Muon"] = ring * self._all_matrices
+            sent["matrices, exchanged by Muon"] = 2 * ring * self._all_matrices / self.devices
         return sent
 
     @property
