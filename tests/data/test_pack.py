@@ -28,7 +28,7 @@ def shards_of(documents: Sequence[str], tokenizer: Tokenizer, length: int) -> li
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def shard_files(folder: Path) -> list[bytes]:

@@ -177,6 +177,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_for_the_one_before(t
         assert find_checkpoint(tmp_path, which).name == "step-00000002"
 
 
+def test_what_comes_after_a_checkpoint_that_was_gone_back_to_is_deleted_by_the_next_save(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=9.0 - step), keep=9)
+    save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=3, validation_loss=8.0))  # of a run back at step 2
+    assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
 def test_when_every_checkpoint_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
     save(tmp_path, tiny_model(5), STATE)
     (checkpoints_of(tmp_path)[0] / "state.json").write_text("{}", encoding="utf-8")

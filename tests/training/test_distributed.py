@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2
 from gpt2lab.training.checkpoint import checkpoints_of, find_checkpoint, read_state, verify_checkpoint
 from gpt2lab.training.metrics import read_metrics
@@ -47,9 +48,13 @@ def together(rhyme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(together: Path, processes: int) -> Path:
     """What so many processes left: see together.py."""
     with filelock.FileLock(together / f"{processes}.lock"):
+        failed = together / f"{processes}.failed"
+        assert not failed.exists(), failed.read_text(encoding="utf-8")  # once is enough
         if not (together / f"{processes}.done").exists():
             command = torchrun(processes, Path(__file__).with_name("together.py"), together)
             done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+            if done.returncode != 0:
+                failed.write_text(done.stderr, encoding="utf-8")
             assert done.returncode == 0, done.stderr
             (together / f"{processes}.done").touch()
     return together / str(processes)
@@ -88,7 +93,7 @@ def test_a_sink_that_writes_text_gets_the_same_in_any_number_of_processes(
     together: Path, processes: int, way: str
 ) -> None:
     alone = found(together, 1, way.replace("fsdp", "ddp"))["written"]
-    assert len(alone[0]) == 11
+    assert [len(text) for text in alone] == [4, 11]  # before the training, and in the midst of it
     assert found(together, processes, way)["written"] == alone
 
 
@@ -229,13 +234,21 @@ def test_a_signal_to_one_process_is_a_signal_to_all(text: Path, tmp_path: Path) 
     assert "saved; go on with" in out
 
 
-def test_a_process_that_hangs_is_named(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_process_that_hangs_is_named(text: Path, tmp_path: Path, hung: int) -> None:
     process = start(2, tmp_path / "run", text, "--timeout", 5)
     wait_for_checkpoint(tmp_path / "run", process)
-    os.kill(children(process)[1], signal.SIGSTOP)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert re.search(r"gpt2lab: another process hangs or is gone: .*\b1\b", err), err
+    pid = children(process)[hung]
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 150
+    os.set_blocking(process.stderr.fileno(), False)  # type: ignore[union-attr]
+    err = ""
+    while "\n" not in err and time.monotonic() < deadline:
+        err += process.stderr.read() or ""  # type: ignore[union-attr]
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)  # torchrun would wait for it for ten minutes
+    process.communicate(timeout=100)
+    assert re.search(rf"gpt2lab: another process hangs or is gone: .*\b{hung}\b", err), err
     find_checkpoint(tmp_path / "run", "last")
 
 
@@ -261,9 +274,31 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_goes_on_from_its
     assert out.count("2 processes, ddp") == 2  # it was started twice
 
 
+def test_what_only_the_first_process_finds_wrong_is_one_sentence_for_all(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    missing = train(2, "--text", tmp_path / "nowhere.txt", *TINY, "--out", run)
+    with locked_folder(run):
+        locked = train(2, "--text", text, *TINY, "--max-steps", 2, "--out", run)
+    for done, words in ((missing, "nowhere.txt"), (locked, f"another process writes into {run} now")):
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr
+
+
+def test_a_job_that_is_started_again_goes_on_with_its_own_run_only(text: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = ["train", "--text", text, *TINY, "--max-steps", 2, "--out", run]
+    command = list(map(str, [sys.executable, "-m", "gpt2lab", *options]))
+    again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_RUN_ID": "another job"}
+    subprocess.run(command, env=environment(), capture_output=True, timeout=200, check=True)
+    done = subprocess.run(command, env=environment() | again, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2
+    assert f"{run} already holds a run" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--cpu-offload"], "--cpu-offload keeps the shards of --parallel fsdp"),
         (["--processes", 3], "a batch of 4 windows cannot be divided among 3 processes; make --batch-size a multiple"),
         (["--processes", 1, "--parallel", "fsdp"], "there is only one; start more with --processes or torchrun"),
         (["--parallel", "fsdp"], "there is only one; start more with --processes or torchrun"),

@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
         trainer = Trainer(model, train, test, config, console=Console(file=io.StringIO()))
         initial = {name: gathered(tensor).clone() for name, tensor in model.state_dict().items()}
         losses: list[float] = []
-        written: list[list[int]] = []
+        written: list[list[int]] = generate(model, torch.zeros(1, 1, dtype=torch.int64), 3, temperature=0).tolist()
         update = trainer.update
 
         def watched(batches, update=update, losses=losses):  # type: ignore[no-untyped-def]

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ngpt2lab: interrupted", file=sys.stderr)
         return 130
     except (InputError, TrainingError, CycloptsError, OSError) as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of a machine's processes, which all say the same, one is enough
+        # Of a machine's processes, which all find the same input wrong, one is enough to say so.
+        if isinstance(error, TrainingError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gpt2lab: {_sentence(error)}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
 

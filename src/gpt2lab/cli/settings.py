@@ -32,7 +32,7 @@ from gpt2lab.data.datasets import Tokens
 from gpt2lab.files import atomic_write
 from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import Mechanism, is_mechanism
-from gpt2lab.training import TrainerConfig
+from gpt2lab.training import TrainerConfig, distributed
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 Split = Literal["train", "validation", "test"]
@@ -136,7 +136,8 @@ class ModelSettings:
         if self.window is not None:
             given["window"] = parse_window(self.window)
         if self.random_config:
-            seed = secrets.randbelow(2**31) if self.random_seed is None else self.random_seed
+            drawn = distributed.told_by_the_first(str(secrets.randbelow(2**31)))
+            seed = int(drawn) if self.random_seed is None else self.random_seed
             shape = random_architecture(seed, self.context_size, **given)
             console.print(f"random configuration (--random-seed {seed} repeats it): {shape}", highlight=False)
         else:

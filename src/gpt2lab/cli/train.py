@@ -39,6 +39,9 @@ from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
 
+# Where a run keeps what torchrun called the job that began it.
+JOB = ".job"
+
 RUN = Group("Run", sort_key=0)
 
 
@@ -85,49 +88,61 @@ def train(
         kind = "random" if model.random_config else model.variant
         new = training.out or distributed.told_by_the_first(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
         run = resume or Path(new)
-        goes_on = resume is not None
-        if goes_on:
-            _refuse_other_settings(run, data, training)
+        checkpoint: Path | None = None
+        if resume is not None or _is_of_this_job(run):
+            checkpoint = find_checkpoint(run, "last")
         elif checkpoints_of(run):
-            goes_on = distributed.restarted()
-            if not goes_on:
-                raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+            raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+        if resume is not None and checkpoint is not None:
+            _refuse_other_settings(run, data, training)
+            settled = ModelSettings.describing(read_config(checkpoint), model.attention, model.variant)
+            _refuse_changes("--resume", model, settled)
         training = dataclasses.replace(training, out=run)
-        trainer, text, settings = _set_up(run, goes_on, init_from, data, model, training)
+        trainer, text, settings = _set_up(run, checkpoint, init_from, data, model, training)
         if tensorboard and first:
             trainer.sinks.append(tensorboard_sink(run))
         if wandb is not None and first:
             trainer.sinks.append(wandb_sink(wandb, run, settings.values()))
-        if first:
-            stack.enter_context(locked_folder(run))
-            settings.save(run / "config.yaml")
-            text.tokenizer.save(run / "tokenizer.json")
+        with distributed.first_alone():
+            if first:
+                stack.enter_context(locked_folder(run))
+                settings.save(run / "config.yaml")
+                text.tokenizer.save(run / "tokenizer.json")
+                if name := distributed.job():
+                    (run / JOB).write_text(name, encoding="utf-8")
         result = trainer.train()
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
-        if not first:
-            return 0 if result.stopped_by is None else 128 + result.stopped_by
-        plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
-        if samples is not None:
-            with atomic_write(run / "samples.txt") as file:
-                file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
-        return _tell(run, result, trainer.state.seconds, model.attention)
+        with distributed.first_alone():  # torchrun ends all processes when one has ended
+            if first:
+                plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+                if samples is not None:
+                    with atomic_write(run / "samples.txt") as file:
+                        file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
+                _tell(run, result, trainer.state.seconds, model.attention)
+        return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _is_of_this_job(run: Path) -> bool:
+    """Whether torchrun began this run, lost a process, and has started all of them anew."""
+    began = run / JOB
+    return distributed.job() != "" and began.exists() and began.read_text(encoding="utf-8") == distributed.job()
 
 
 def _set_up(
     run: Path,
-    goes_on: bool,
+    checkpoint: Path | None,
     init_from: Path | None,
     data: DataSettings,
     model: ModelSettings,
     training: TrainerConfig,
 ) -> tuple[Trainer, Text, RunSettings]:
-    """Everything that a training needs: read, made, checked; and the settings that repeat it."""
+    """Everything that a training needs, or one that goes on from a checkpoint; and the settings that repeat it."""
     attention = load_attention(model.attention)
     network: GPT2 | None = None
     tokenizer: Tokenizer | None = None
     config: GPT2Config | None = None
-    if goes_on:
-        config = read_config(find_checkpoint(run, "last"))
+    if checkpoint is not None:
+        config = read_config(checkpoint)
         tokenizer = load_tokenizer(run / "tokenizer.json")
     elif init_from is not None:
         network, tokenizer = load(init_from, attention=attention)
@@ -142,8 +157,6 @@ def _set_up(
     described = ModelSettings.describing(config, model.attention, model.variant)
     if init_from is not None and network is not None:
         _refuse_changes("--init-from", model, described, ModelSettings(attention=model.attention))
-    elif goes_on and not distributed.restarted():  # then what is typed is what it was begun with
-        _refuse_changes("--resume", model, described)
     if network is None:
         # Under FSDP a model gets its weights in shards, and never has to fit into one process.
         deferred = training.parallel == "fsdp" and attention is None and distributed.num_processes() > 1
@@ -155,8 +168,8 @@ def _set_up(
         train_dataset = text.dataset("train", config.max_seq_len)
         validation = text.dataset("validation", config.max_seq_len) if data.validation_fraction > 0 else None
     trainer = Trainer(network, train_dataset, validation, training, console=console)
-    if goes_on:
-        trainer.restore(find_checkpoint(run, "last"))
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
     # What "auto" came to here is part of the run, so that going on with it computes the same.
@@ -172,20 +185,19 @@ def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
     return max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
 
 
-def _tell(run: Path, result: TrainingResult, seconds: float, attention: str | None) -> int:
-    """The last lines on screen, and the exit code."""
+def _tell(run: Path, result: TrainingResult, seconds: float, attention: str | None) -> None:
+    """The last lines on screen."""
     again = shlex.quote(str(run)) + (f" --attention {shlex.quote(attention)}" if attention else "")
     if result.stopped_by is not None:
         saved = (
             f"saved; go on with: gpt2lab train --resume {again}" if result.step else "before there was anything to save"
         )
         console.print(f"stopped at step {result.step}, {saved}", highlight=False)
-        return 128 + result.stopped_by
+        return
     loss = "" if result.validation_loss is None else f" · validation loss {result.validation_loss:.4f} nats/token"
     console.print(f"done: {result.step} steps in {seconds:.0f} s{loss}", highlight=False)
     console.print(f"  run folder  {run}\n  loss curve  {run / 'loss.svg'}\n  samples     {run / 'samples.txt'}")
     console.print(f"next: gpt2lab evaluate {again} · gpt2lab generate {again}", highlight=False)
-    return 0
 
 
 def _refuse_changes(option: str, model: ModelSettings, *allowed: ModelSettings) -> None:
@@ -232,7 +244,8 @@ def settings_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollec
             continue
         path = Path(given.tokens[0].value)
         if option == "--resume":
-            find_checkpoint(path, "last")  # or this tells that it is no run
+            if not checkpoints_of(path):
+                find_checkpoint(path, "last")  # tells that it is no run
             path /= "config.yaml"
         values = read_settings(path)
         if commands[:1] == ("compare",):  # which reads these itself

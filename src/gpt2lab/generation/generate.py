@@ -80,7 +80,7 @@ def stream(
         model.eval()
         logits, cache = _prefill(model, rows)
         for remaining in range(num_tokens, 0, -1):
-            token = sampling.choose(logits, generators, seen)  # (B,)
+            token = sampling.choose(logits.to(device), generators, seen)  # (B,)
             yield token
             if remaining == 1:
                 break

@@ -303,7 +303,7 @@ def read_config(folder: Path) -> GPT2Config:
     path = folder / "config.json"
     try:
         return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} holds no model: config.json is missing") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +137,8 @@ def save_checkpoint(
         partial.rename(final)
         _flush(final.parent)
         found = checkpoints_of(run)
-        kept = {*found[-keep:], _best_of(found)}
+        going_on = found[: found.index(final) + 1]  # later ones are of a history that was given up
+        kept = {*going_on[-keep:], _best_of(going_on)}
         for old in found:
             if old not in kept:
                 _remove(old)
@@ -160,15 +162,18 @@ class CheckpointWriter:
         model: what is trained.
         keep: how many of the latest checkpoints stay.
         in_background: whether :meth:`save` only copies the tensors and a thread writes them.
+        timeout: seconds after which a process that does not answer is given up.
     """
 
-    def __init__(self, model: GPT2, keep: int, in_background: bool) -> None:
+    def __init__(self, model: GPT2, keep: int, in_background: bool, timeout: float) -> None:
         self.model = model
         self.keep = keep
         self.thread = ThreadPoolExecutor(1) if in_background else None
         self.pending: Future[Path] | None = None
         # Of its own, because the processes talk through the usual group while a thread writes.
-        self.group = dist.new_group(backend="gloo") if num_processes() > 1 else None
+        self.group: dist.ProcessGroup | None = None
+        if num_processes() > 1:
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def save(self, run: Path, optimizers: list[Optimizer], state: TrainingState) -> None:
         """Write a checkpoint, or begin to.
@@ -258,8 +263,8 @@ def _random_states() -> Tensors:
 def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> TrainingState:
     """Bring model, optimisers and random generators back to where a checkpoint left them.
 
-    Shards take their part of the whole tensors. The random generators of a process that the checkpoint does not know
-    stay as they are.
+    Shards take their part of the whole tensors. A process that the checkpoint does not know begins random numbers of
+    its own.
 
     Raises:
         InputError: a file is missing or damaged, or the checkpoint is of another architecture or optimiser.
@@ -292,6 +297,8 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
     with _reading(folder / "random.safetensors") as file:
         if f"cpu/{rank()}" in file.keys():  # noqa: SIM118
             torch.set_rng_state(file.get_tensor(f"cpu/{rank()}"))
+        else:
+            torch.manual_seed((state.step << 20) + rank())
         if f"cuda/{rank()}" in file.keys() and torch.cuda.is_available():  # noqa: SIM118
             torch.cuda.set_rng_state(file.get_tensor(f"cuda/{rank()}"))
     return state
@@ -324,11 +331,13 @@ def read_state(folder: Path) -> TrainingState:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compare sizes and SHA-256 of a checkpoint's files with its manifest.
+    """Compare sizes and SHA-256 of a checkpoint's files with its manifest (older checkpoints have none).
 
     Raises:
         InputError: something is missing, cut short, changed, or too much.
     """
+    if not (folder / MANIFEST).exists():
+        return
     try:
         described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name in {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}:

@@ -9,6 +9,7 @@ et al. 2020, arXiv:1910.02054). Alone, everything here does nothing.
 import contextlib
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 Parallel = Literal["ddp", "fsdp"]
 
 
-def restarted() -> bool:
-    """Whether torchrun started all processes anew, because one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def job() -> str:
+    """What torchrun calls this job, the same after it started all processes anew; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
 
 
 def rank() -> int:
@@ -58,13 +60,21 @@ def joined_processes(device: str, timeout: float) -> Iterator[None]:
     if "RANK" not in os.environ or dist.is_initialized():
         yield
         return
-    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    on_cuda = torch.cuda.is_available() and device.startswith(("cuda", "auto"))
     if on_cuda:
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise InputError(
+                f"there are {torch.cuda.device_count()} GPUs for more processes; start as many as there are GPUs, or "
+                "take --device cpu"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     patience = timedelta(seconds=timeout)
     store, mine, number = next(rendezvous("env://", timeout=patience))
-    # After an elastic restart the store still holds the addresses of processes that are gone (seen in torch 2.13).
-    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # After a restart the store still holds the addresses of processes that are gone (seen in torch 2.13). Agents of
+        # several machines count their restarts apart; there a setting of torchrun makes a new store (docs/scaling.md).
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=mine, world_size=number, timeout=patience)
     try:
@@ -81,7 +91,7 @@ def naming_lost_processes(patience: float = 30.0) -> Iterator[None]:
         patience: seconds in which the others have to say that they are still there.
 
     Raises:
-        TrainingError: naming the processes that do not answer.
+        TrainingError: naming the processes that do not answer, or this one, if it is the one that fails.
     """
     if num_processes() == 1:
         yield
@@ -89,6 +99,10 @@ def naming_lost_processes(patience: float = 30.0) -> Iterator[None]:
     roll_call = dist.new_group(backend="gloo")
     try:
         yield
+    except InputError as error:
+        raise TrainingError(f"process {rank()} cannot go on: {error}") from error
+    except TrainingError:
+        raise
     except RuntimeError as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistError):
             raise
@@ -132,13 +146,18 @@ def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: 
         if policy is narrow:  # a LayerNorm of float32 takes no narrow weights
             fully_shard(norms, mesh=mesh, offload_policy=where)
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=where)
-    fully_shard(model, mesh=mesh, offload_policy=where)
+    root = fully_shard(model, mesh=mesh, offload_policy=where)
     if model.final_norm.weight.is_meta:
         model.to_empty(device="cpu" if config.cpu_offload else device)
         with torch.no_grad():
             for whole, parameter in zip(model.initial_weights(model.seed), model.parameters(), strict=True):
                 if whole is not None:
                     copy_share(whole, parameter)
+    if policy is narrow:  # whoever calls the model: narrow matrices take no wide inputs
+        model.forward = torch.autocast(device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+    with torch.no_grad():  # its first pass makes buffers, which must not come from generating in inference mode
+        model(torch.zeros(1, 1, dtype=torch.int64, device=device))
+    root.reshard()  # what is outside of the blocks stays gathered after a forward pass
     return model
 
 
@@ -230,6 +249,8 @@ def check_processes(config: "TrainerConfig") -> None:
             f"a batch of {config.batch_size} windows cannot be divided among {num_processes()} processes; make "
             f"--batch-size a multiple of {num_processes()}"
         )
+    if config.cpu_offload and config.parallel != "fsdp":
+        raise InputError("--cpu-offload keeps the shards of --parallel fsdp in main memory; give both, or leave it out")
     if config.parallel == "fsdp" and num_processes() == 1:
         raise InputError(
             "--parallel fsdp divides a model among several processes, and there is only one; start more with "
@@ -239,12 +260,29 @@ def check_processes(config: "TrainerConfig") -> None:
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process does something before the others, which then find what it left on disk."""
-    if num_processes() > 1 and rank() > 0:
-        dist.barrier()
-    yield
-    if num_processes() > 1 and rank() == 0:
-        dist.barrier()
+    """The first process does something before the others, which then find what it left on disk.
+
+    Raises:
+        InputError: in the others, what was wrong in the first.
+    """
+    if num_processes() == 1:
+        yield
+        return
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # encoding a large text takes its time
+    told: list[str | None] = [None]
+    if rank() > 0:
+        dist.broadcast_object_list(told, 0, patient)
+        if told[0] is not None:
+            raise InputError(told[0])
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        told[0] = str(error)
+        raise
+    finally:
+        dist.broadcast_object_list(told, 0, patient)
 
 
 def told_by_the_first(text: str) -> str:
@@ -258,7 +296,7 @@ def told_by_the_first(text: str) -> str:
 def launch(processes: int, *command: str) -> int:
     """Run a Python program in several processes of this machine, as torchrun does; returns the exit code.
 
-    A signal is passed on, and the processes have half a minute to end by themselves.
+    SIGINT and SIGTERM are passed on, and the processes have ten minutes to save and end by themselves.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -274,8 +312,10 @@ def launch(processes: int, *command: str) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        shutdown_timeout=600,
     )
     logging.disable(logging.ERROR)  # the program itself says what is wrong
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is for the processes; here it would end them without a word
     try:
         elastic_launch(config, sys.executable)(*command)
     except SignalException as error:

@@ -1,5 +1,6 @@
 """Signals that a training heeds when its step is done."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -9,8 +10,8 @@ from typing import Any, Self
 class Signals:
     """Which signal asks the training to stop, and whether one asked for a checkpoint.
 
-    While it is entered, SIGINT and SIGTERM are noted instead of ending the process (a second one has its usual effect),
-    and SIGUSR1, too.
+    While it is entered, SIGINT and SIGTERM are noted instead of ending the process, and SIGUSR1, too. A second one has
+    its usual effect, but not under torchrun, which passes on what may have reached all processes already.
     """
 
     def __init__(self) -> None:
@@ -38,4 +39,5 @@ class Signals:
             self.save = True
         else:
             self.stop = number
-            self.give_back(signal.SIGINT, signal.SIGTERM)
+            if "RANK" not in os.environ:
+                self.give_back(signal.SIGINT, signal.SIGTERM)

@@ -105,7 +105,7 @@ class Trainer:
             self.steps = math.ceil(windows / (config.batch_size * config.accumulation_steps))
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
         self.precision = choose_precision(config.precision, self.device, model.config.embed_dim)
-        self.peak = peak_flops(self.device, self.precision)
+        (self.peak,) = distributed.summed(peak_flops(self.device, self.precision))
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
@@ -116,7 +116,7 @@ class Trainer:
         self.optimizers = build_optimizers(
             model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
         )
-        self.writer = CheckpointWriter(model, config.keep, in_background=config.async_checkpoints)
+        self.writer = CheckpointWriter(model, config.keep, config.async_checkpoints, config.timeout)
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
@@ -157,9 +157,11 @@ class Trainer:
         started = time.perf_counter() - self.state.seconds
         begun, stop, skips = self.state.step, 0, 0
         with ExitStack() as stack:
+            with distributed.first_alone():
+                if first and run is not None:
+                    stack.enter_context(locked_folder(run))
             stack.enter_context(distributed.naming_lost_processes())
             if first and run is not None:
-                stack.enter_context(locked_folder(run))
                 sinks.append(stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step)))
             if first:
                 sinks.append(stack.enter_context(ProgressDisplay(self.steps, self.state.step, self.console)))
@@ -280,7 +282,7 @@ class Trainer:
                 with autocast(self.device, self.precision):
                     loss = self.forward(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True))
                 # Gradients get averaged over the processes, and tokens are what counts.
-                loss = loss * (counted[index] * distributed.num_processes() / counted_by_all)
+                loss = loss * (counted[index] * distributed.num_processes() / max(1, counted_by_all))
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         tokens = sum(y.numel() for _, y in parts) * distributed.num_processes()
