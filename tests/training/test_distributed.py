@@ -119,7 +119,8 @@ def test_checkpoints_look_as_if_one_process_had_written_them(together: Path, pro
 
 def test_a_model_never_lies_whole_in_one_process_under_fsdp() -> None:
     command = torchrun(2, Path(__file__).with_name("larger.py"))
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    given_back = environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # or the C library keeps what was freed
+    done = subprocess.run(command, env=given_back, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.7  # half of it, and a tensor on its way
 
@@ -240,12 +241,8 @@ def test_a_process_that_hangs_is_named(text: Path, tmp_path: Path, hung: int) ->
     wait_for_checkpoint(tmp_path / "run", process)
     pid = children(process)[hung]
     os.kill(pid, signal.SIGSTOP)
-    deadline = time.monotonic() + 150
-    os.set_blocking(process.stderr.fileno(), False)  # type: ignore[union-attr]
-    err = ""
-    while "\n" not in err and time.monotonic() < deadline:
-        err += process.stderr.read() or ""  # type: ignore[union-attr]
-        time.sleep(0.1)
+    assert process.stderr is not None
+    err = process.stderr.readline()
     os.kill(pid, signal.SIGKILL)  # torchrun would wait for it for ten minutes
     process.communicate(timeout=100)
     assert re.search(rf"gpt2lab: another process hangs or is gone: .*\b{hung}\b", err), err
