@@ -96,7 +96,7 @@ def naming_lost_processes(patience: float = 30.0) -> Iterator[None]:
     if num_processes() == 1:
         yield
         return
-    roll_call = dist.new_group(backend="gloo")
+    roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
     try:
         yield
     except InputError as error:
