@@ -58,7 +58,9 @@ def test_documents_are_packed_and_what_is_printed_trains_measures_and_goes_on(
     shutil.move(out, tmp_path / "moved")
     settings = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(settings.replace("my shards", "moved"), encoding="utf-8")
-    scores = json.loads(command("evaluate", run, "--split", "test", "--json", "--contexts", 16).out)[str(run)]
+    done = command("evaluate", run, "--split", "test", "--json", "--contexts", 16)
+    assert done.code == 0, done.err
+    scores = json.loads(done.out)[str(run)]
     assert scores["tokens"] == tokens - int(tokens * 0.99) - 1
     assert command("generate", run, "--tokens", 5).code == 0
 
