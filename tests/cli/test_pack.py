@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
 from gpt2lab.data import BPETokenizer, CharTokenizer, load_tokenizer
@@ -56,8 +57,9 @@ def test_documents_are_packed_and_what_is_printed_trains_measures_and_goes_on(
     assert done.code == 0, done.err
     assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 25
     shutil.move(out, tmp_path / "moved")
-    settings = (run / "config.yaml").read_text(encoding="utf-8")
-    (run / "config.yaml").write_text(settings.replace("my shards", "moved"), encoding="utf-8")
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    settings["text"] = str(tmp_path / "moved")
+    (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     done = command("evaluate", run, "--split", "test", "--json", "--contexts", 16)
     assert done.code == 0, done.err
     scores = json.loads(done.out)[str(run)]
