@@ -21,7 +21,7 @@ from gpt2lab.cli.grid import plan
 from gpt2lab.cli.settings import ModelSettings, RunSettings
 from gpt2lab.model import GPT2
 from gpt2lab.training import find_checkpoint, load
-from gpt2lab.training.checkpoint import read_state
+from gpt2lab.training.runs import read_state
 from tests.cli.conftest import Command, Finished, assert_one_sentence, program, start
 
 MECHANISMS = """

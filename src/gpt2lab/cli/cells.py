@@ -37,9 +37,9 @@ from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, find_checkpoint, load
-from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from gpt2lab.training.hardware import describe_machine
 from gpt2lab.training.metrics import read_metrics
+from gpt2lab.training.runs import checkpoints_of, read_state
 
 LOG = "log.txt"
 

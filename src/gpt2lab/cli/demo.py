@@ -10,8 +10,8 @@ from gpt2lab.cli.generate import generate_command
 from gpt2lab.cli.settings import console, errors
 from gpt2lab.config import Variant
 from gpt2lab.training import find_checkpoint
-from gpt2lab.training.checkpoint import checkpoints_of, read_state
 from gpt2lab.training.metrics import plot_losses, read_metrics
+from gpt2lab.training.runs import checkpoints_of, read_state
 
 VARIANTS: tuple[Variant, ...] = ("modern", "original")
 

@@ -16,8 +16,8 @@ from gpt2lab.config import InputError
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
 from gpt2lab.plots import new_plot, save_plot
 from gpt2lab.training import load
-from gpt2lab.training.checkpoint import Which
 from gpt2lab.training.hardware import choose_device
+from gpt2lab.training.runs import Which
 
 
 def evaluate_command(

@@ -15,8 +15,8 @@ from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer
 from gpt2lab.generation import Sampling, stream
 from gpt2lab.training import load
-from gpt2lab.training.checkpoint import Which
 from gpt2lab.training.hardware import choose_device
+from gpt2lab.training.runs import Which
 
 
 def generate_command(

@@ -46,7 +46,7 @@ def pack_command(
         How many encode at once; default: as many as there are cores.
     """
     processes = (os.cpu_count() or 1) if processes is None else processes
-    check_counts(**{"shard-tokens": shard_tokens, "processes": processes})
+    check_counts(shard_tokens=shard_tokens, processes=processes)
     with Progress(transient=True, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         doing = ""

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from gpt2lab.cli.settings import ModelSettings, check_counts, console, errors
 from gpt2lab.config import GPT2Config, InputError
-from gpt2lab.model.gpt2 import MANY_LOGITS
-from gpt2lab.training.checkpoint import find_checkpoint
+from gpt2lab.model.gpt2 import MANY_LOGITS, read_config
 from gpt2lab.training.optimizers import OptimizerName
 from gpt2lab.training.plan import Memory, Plan
+from gpt2lab.training.runs import find_checkpoint
 
 # GPT-2 as it was published (Radford et al. 2019, table 2; the heads as in the published weights).
 SIZES = {
@@ -306,8 +306,7 @@ def sizes_of_model(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     if name in SIZES:
         values |= SIZES[name]
     elif Path(name).exists():
-        described = json.loads((find_checkpoint(name, "last") / "config.json").read_text(encoding="utf-8"))
-        config = GPT2Config.from_dict(described)
+        config = read_config(find_checkpoint(name, "last"))
         settings = dataclasses.asdict(ModelSettings.describing(config, config.attention))
         values = {key: value for key, value in settings.items() if value is not None}
         values["vocab_size"] = config.vocab_size

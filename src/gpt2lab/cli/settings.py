@@ -136,8 +136,8 @@ class ModelSettings:
         if self.window is not None:
             given["window"] = parse_window(self.window)
         if self.random_config:
-            drawn = distributed.told_by_the_first(str(secrets.randbelow(2**31)))
-            seed = int(drawn) if self.random_seed is None else self.random_seed
+            drawn = distributed.on_the_first(lambda: secrets.randbelow(2**31))
+            seed = drawn if self.random_seed is None else self.random_seed
             shape = random_architecture(seed, self.context_size, **given)
             console.print(f"random configuration (--random-seed {seed} repeats it): {shape}", highlight=False)
         else:

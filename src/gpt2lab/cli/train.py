@@ -6,6 +6,7 @@ import os
 import shlex
 import warnings
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from gpt2lab.cli.settings import (
     DataSettings,
     ModelSettings,
     RunSettings,
+    Split,
     Text,
     check_counts,
     console,
@@ -33,8 +35,8 @@ from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.model.gpt2 import read_config
 from gpt2lab.training import Trainer, TrainerConfig, TrainingResult, distributed, find_checkpoint, load
-from gpt2lab.training.checkpoint import checkpoints_of
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
+from gpt2lab.training.runs import checkpoints_of
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
@@ -86,8 +88,8 @@ def train(
         first = distributed.rank() == 0
         console.quiet = not first
         kind = "random" if model.random_config else model.variant
-        new = training.out or distributed.told_by_the_first(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-        run = resume or Path(new)
+        new = distributed.on_the_first(lambda: f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+        run = resume or Path(training.out or new)
         checkpoint: Path | None = None
         if resume is not None or _is_of_this_job(run):
             checkpoint = find_checkpoint(run, "last")
@@ -103,23 +105,21 @@ def train(
             trainer.sinks.append(tensorboard_sink(run))
         if wandb is not None and first:
             trainer.sinks.append(wandb_sink(wandb, run, settings.values()))
-        with distributed.first_alone():
-            if first:
-                stack.enter_context(locked_folder(run))
-                settings.save(run / "config.yaml")
-                text.tokenizer.save(run / "tokenizer.json")
-                if name := distributed.job():
-                    (run / JOB).write_text(name, encoding="utf-8")
+        distributed.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
         result = trainer.train()
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
-        with distributed.first_alone():  # torchrun ends all processes when one has ended
-            if first:
-                plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
-                if samples is not None:
-                    with atomic_write(run / "samples.txt") as file:
-                        file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
-                _tell(run, result, trainer.state.seconds, model.attention)
+        # The others wait, because torchrun ends all processes when one has ended.
+        distributed.on_the_first(partial(_finish, run, result, trainer.state.seconds, samples, model.attention))
         return 0 if result.stopped_by is None else 128 + result.stopped_by
+
+
+def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokenizer) -> None:
+    """Take the run folder, and write what repeats the run."""
+    stack.enter_context(locked_folder(run))
+    settings.save(run / "config.yaml")
+    tokenizer.save(run / "tokenizer.json")
+    if name := distributed.job():
+        (run / JOB).write_text(name, encoding="utf-8")
 
 
 def _is_of_this_job(run: Path) -> bool:
@@ -149,8 +149,8 @@ def _set_up(
         config = network.config
         learned = data_settings_of(init_from)
         data = dataclasses.replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
-    with console.status("reading the text"), distributed.first_alone():
-        text = Text.open(data, tokenizer)
+    with console.status("reading the text"):
+        text = distributed.first_then_others(partial(Text.open, data, tokenizer))
     console.print(text.describe(), highlight=False)
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
@@ -164,10 +164,10 @@ def _set_up(
             network = GPT2.from_config(config, attention=attention, seed=training.seed)
     if model.random_config and training.max_steps is None and training.max_epochs is None:
         training.max_steps = _affordable_steps(network, training)
-    with distributed.first_alone():
-        train_dataset = text.dataset("train", config.max_seq_len)
-        validation = text.dataset("validation", config.max_seq_len) if data.validation_fraction > 0 else None
-    trainer = Trainer(network, train_dataset, validation, training, console=console)
+    parts: list[Split] = ["train", "validation"] if data.validation_fraction > 0 else ["train"]
+    context = config.max_seq_len
+    datasets = distributed.first_then_others(lambda: {part: text.dataset(part, context) for part in parts})
+    trainer = Trainer(network, datasets["train"], datasets.get("validation"), training, console=console)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         if (step := trainer.state.step) >= trainer.steps:
@@ -185,15 +185,18 @@ def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
     return max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
 
 
-def _tell(run: Path, result: TrainingResult, seconds: float, attention: str | None) -> None:
-    """The last lines on screen."""
+def _finish(run: Path, result: TrainingResult, seconds: float, samples: str | None, attention: str | None) -> None:
+    """Draw the losses, keep the samples, and say the last lines on screen."""
+    plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
     again = shlex.quote(str(run)) + (f" --attention {shlex.quote(attention)}" if attention else "")
-    if result.stopped_by is not None:
+    if samples is None:
         saved = (
             f"saved; go on with: gpt2lab train --resume {again}" if result.step else "before there was anything to save"
         )
         console.print(f"stopped at step {result.step}, {saved}", highlight=False)
         return
+    with atomic_write(run / "samples.txt") as file:
+        file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
     loss = "" if result.validation_loss is None else f" · validation loss {result.validation_loss:.4f} nats/token"
     console.print(f"done: {result.step} steps in {seconds:.0f} s{loss}", highlight=False)
     console.print(f"  run folder  {run}\n  loss curve  {run / 'loss.svg'}\n  samples     {run / 'samples.txt'}")
@@ -206,20 +209,12 @@ def _refuse_changes(option: str, model: ModelSettings, *allowed: ModelSettings) 
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
 
 
-# What a run that goes on may have otherwise: how long, how often something is done, and on what.
-_MAY_CHANGE = {
-    *(
-        "max_steps",
-        "max_epochs",
-        "eval_every",
-        "eval_tokens",
-        "checkpoint_every",
-        "keep",
-        "async_checkpoints",
-        "max_skips",
-    ),
-    *("compile", "device", "parallel", "activation_checkpointing", "cpu_offload", "timeout", "num_workers", "out"),
-}
+# What a run that goes on may have otherwise: how long, how often something is done, and on what. (The text's hash is
+# compared when the text is opened.)
+_MAY_CHANGE = set(
+    "max_steps max_epochs eval_every eval_tokens checkpoint_every keep async_checkpoints max_skips compile device "
+    "parallel activation_checkpointing cpu_offload timeout num_workers out text_sha256".split()
+)
 
 
 def _refuse_other_settings(run: Path, data: DataSettings, training: TrainerConfig) -> None:
@@ -228,7 +223,7 @@ def _refuse_other_settings(run: Path, data: DataSettings, training: TrainerConfi
     typed = RunSettings(data, training=training).values()
     names = [field.name for kind in (DataSettings, TrainerConfig) for field in dataclasses.fields(kind)]
     changed = [name for name in names if name not in _MAY_CHANGE and begun.get(name) != typed.get(name)]
-    if changed := [name for name in changed if name != "text_sha256"]:
+    if changed:
         differing = ", ".join(f"{name} {begun.get(name)}, not {typed.get(name)}" for name in changed)
         raise InputError(
             f"{run} was begun with {differing}; leave that out to go on, or begin a new run from its model: "

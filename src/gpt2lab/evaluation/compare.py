@@ -22,8 +22,8 @@ import yaml
 
 from gpt2lab.config import InputError
 from gpt2lab.training import find_checkpoint
-from gpt2lab.training.checkpoint import read_state
 from gpt2lab.training.metrics import read_metrics
+from gpt2lab.training.runs import read_state
 
 BASELINE = "original"
 COMPARISON, CELL, MEASUREMENTS, DISQUALIFIED, SPEED = (

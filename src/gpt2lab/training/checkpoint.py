@@ -1,32 +1,19 @@
-"""Run folders: what a training leaves behind, and how it goes on from there.
+"""Checkpoints: everything that a training needs to go on, written whole or not at all.
 
-    runs/demo/
-        config.yaml              every setting of the run, enough to repeat it
-        tokenizer.json
-        metrics.jsonl            one record a line
-        loss.svg, samples.txt
-        checkpoints/
-            step-00000500/       model.safetensors, config.json, optimizer.safetensors, random.safetensors, state.json,
-            step-00001500/       and manifest.json: the size and hash of each of them
-
-A checkpoint is complete or absent: it is written under another name, flushed, and renamed. Which one is the last and
-which the best is read off the checkpoints themselves, so no pointer can disagree with them. It is the same whatever
-number of processes wrote it, and any number can go on from it.
+Each is written under another name, flushed, and renamed; by one process or, of shards, by all of them together. Any
+number of processes goes on from any of them.
 """
 
 import contextlib
-import hashlib
 import json
-import math
 import os
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -36,39 +23,16 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from gpt2lab.config import InputError
-from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.model import GPT2
-from gpt2lab.model.attention import Mechanism
 from gpt2lab.model.gpt2 import read_config
-from gpt2lab.training.distributed import as_shard, copy_share, num_processes, rank
+from gpt2lab.training.distributed import as_shard, copy_share, num_processes, on_the_first, rank
 from gpt2lab.training.optimizers import Muon
+from gpt2lab.training.runs import MANIFEST, TrainingState, best_of, checkpoints_of, read_state, sha256
 
-Which = Literal["best", "last"]
 Tensors = dict[str, Tensor]
-
-MANIFEST = "manifest.json"
 
 # What each optimiser remembers of a parameter.
 SLOTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a checkpoint knows of its run besides the tensors.
-
-    Attributes:
-        step, tokens, seconds: how far it has come.
-        validation_loss: an estimate for these very weights, nats per token; None if it was not measured.
-        losses: of the steps since the last record, nats per token.
-        skipped: how many steps were left out because their gradients were not finite.
-    """
-
-    step: int
-    tokens: int
-    seconds: float
-    validation_loss: float | None
-    losses: list[float] = field(default_factory=list)
-    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,12 +88,12 @@ def save_checkpoint(
         for remains in final.parent.glob(".step-*"):  # of a crash
             shutil.rmtree(remains, ignore_errors=True)
         model.save_description(partial)
-        safetensors.torch.save_file(snapshot.random, partial / "random.safetensors")
+        _save_file(snapshot.random, partial / "random.safetensors")
         (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
     def finish() -> None:
         files = sorted(partial.iterdir())
-        described = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+        described = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
         (partial / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         for path in (*files, partial / MANIFEST, partial):
             _flush(path)
@@ -138,16 +102,16 @@ def save_checkpoint(
         _flush(final.parent)
         found = checkpoints_of(run)
         going_on = found[: found.index(final) + 1]  # later ones are of a history that was given up
-        kept = {*going_on[-keep:], _best_of(going_on)}
+        kept = {*going_on[-keep:], best_of(going_on)}
         for old in found:
             if old not in kept:
                 _remove(old)
 
     try:
-        _on_the_first(begin, group)
+        on_the_first(begin, group)
         _write_tensors(snapshot.weights, partial / "model.safetensors", group)
         _write_tensors(snapshot.optimizer, partial / "optimizer.safetensors", group)
-        _on_the_first(finish, group)
+        on_the_first(finish, group)
     except OSError:
         if rank() == 0:  # make room again
             shutil.rmtree(partial, ignore_errors=True)
@@ -203,7 +167,7 @@ def _write_tensors(tensors: Tensors, path: Path, group: dist.ProcessGroup | None
     """One safetensors file of whole tensors, from the shards of all processes or from the first one's own."""
     if all(as_shard(tensor) is None for tensor in tensors.values()):
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        _on_the_first(lambda: safetensors.torch.save_file(whole, path, metadata={"format": "pt"}), group)
+        on_the_first(lambda: _save_file(whole, path), group)
         return
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -226,26 +190,14 @@ def _write_tensors(tensors: Tensors, path: Path, group: dist.ProcessGroup | None
         whole.rename(path)
         shutil.rmtree(shards)
 
-    _on_the_first(name_it, group)
+    on_the_first(name_it, group)
 
 
-def _on_the_first(act: Callable[[], None], group: dist.ProcessGroup | None) -> None:
-    """Do something in the first process while the others wait, and fail in all of them if it fails."""
-    failure: OSError | None = None
-    if rank() == 0:
-        try:
-            act()
-        except OSError as error:
-            failure = error
-        except SafetensorError as error:  # which is how a full disk is told there
-            failure = OSError(str(error))
-    if num_processes() > 1:
-        told = [None if failure is None else str(failure)]
-        dist.broadcast_object_list(told, 0, group)
-        if told[0] is not None and failure is None:
-            failure = OSError(told[0])
-    if failure is not None:
-        raise failure
+def _save_file(tensors: Tensors, path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which is how a full disk is told there
+        raise OSError(str(error)) from None
 
 
 def _random_states() -> Tensors:
@@ -322,95 +274,6 @@ def _places(model: GPT2, optimizers: list[Optimizer]) -> dict[str, tuple[Tensors
     }
 
 
-def read_state(folder: Path) -> TrainingState:
-    """State of a checkpoint folder."""
-    try:
-        return TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / 'state.json'} is missing or damaged: {error}") from None
-
-
-def verify_checkpoint(folder: Path) -> None:
-    """Compare sizes and SHA-256 of a checkpoint's files with its manifest (older checkpoints have none).
-
-    Raises:
-        InputError: something is missing, cut short, changed, or too much.
-    """
-    if not (folder / MANIFEST).exists():
-        return
-    try:
-        described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name in {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}:
-            path = folder / name
-            if described[name] != {"bytes": path.stat().st_size, "sha256": _sha256(path)}:
-                raise InputError(f"{path} is damaged: it is not what was written")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"the checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
-
-
-def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
-    """Folder of the last or the best checkpoint of a run (best: lowest validation loss; the last if none has one).
-
-    One that is damaged is passed over with a warning, for the one before it or the next best.
-
-    Raises:
-        InputError: the run does not exist, or has no checkpoint that is whole.
-    """
-    run = Path(run)
-    found = checkpoints_of(run)
-    if not found:
-        if run.is_file():
-            raise InputError(f"{run} is a file, not the folder of a run")
-        wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
-        if below := [str(folder) for folder in sorted(run.glob("*")) if checkpoints_of(folder)]:
-            raise InputError(f"{run} is not the folder of a run, but these are: {', '.join(below[:10])}")
-        raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
-    damaged = InputError("")
-    while found:
-        candidate = found[-1] if which == "last" else _best_of(found)
-        try:
-            verify_checkpoint(candidate)
-        except InputError as error:
-            damaged = error
-            found.remove(candidate)
-            if found:
-                warnings.warn(f"{error}; an earlier checkpoint is used in its place", stacklevel=2)
-        else:
-            return candidate
-    raise damaged
-
-
-def _best_of(checkpoints: list[Path]) -> Path:
-    """The one with the lowest validation loss that can be read, or else the last."""
-    measured: dict[Path, float] = {}
-    for folder in checkpoints:
-        with contextlib.suppress(InputError):
-            loss = read_state(folder).validation_loss
-            if loss is not None and math.isfinite(loss):
-                measured[folder] = loss
-    return min(reversed(measured), key=measured.__getitem__) if measured else checkpoints[-1]
-
-
-def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Which = "best") -> tuple[GPT2, Tokenizer]:
-    """Model and tokenizer of a run, ready to evaluate or generate. Nothing in the folder is executed.
-
-    Args:
-        run: folder of a run.
-        attention: the user's mechanism, if the run has one.
-        checkpoint: the best, by validation loss, or the last.
-
-    Raises:
-        InputError: something is missing or damaged.
-    """
-    model = GPT2.load(find_checkpoint(run, checkpoint), attention=attention)
-    return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
-
-
-def checkpoints_of(run: Path) -> list[Path]:
-    """Folders of all complete checkpoints, the latest last."""
-    return sorted((run / "checkpoints").glob("step-*"))
-
-
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Any]:
     try:
@@ -418,11 +281,6 @@ def _reading(path: Path) -> Iterator[Any]:
             yield file
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:

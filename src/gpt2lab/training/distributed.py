@@ -14,7 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gpt2lab.training.config import TrainerConfig
 
 Parallel = Literal["ddp", "fsdp"]
+T = TypeVar("T")
 
 
 def job() -> str:
@@ -258,39 +259,34 @@ def check_processes(config: "TrainerConfig") -> None:
         )
 
 
-@contextlib.contextmanager
-def first_alone() -> Iterator[None]:
-    """The first process does something before the others, which then find what it left on disk.
+def on_the_first(act: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Do something in the first process while the others wait; all get its result, or fail as it failed.
 
-    Raises:
-        InputError: in the others, what was wrong in the first.
+    Args:
+        act: its result, or the exception that it raises, has to be picklable.
+        group: through which the processes talk; None: the usual one.
     """
-    if num_processes() == 1:
-        yield
-        return
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # encoding a large text takes its time
-    told: list[str | None] = [None]
-    if rank() > 0:
-        dist.broadcast_object_list(told, 0, patient)
-        if told[0] is not None:
-            raise InputError(told[0])
-        yield
-        return
-    try:
-        yield
-    except Exception as error:
-        told[0] = str(error)
-        raise
-    finally:
-        dist.broadcast_object_list(told, 0, patient)
-
-
-def told_by_the_first(text: str) -> str:
-    """What the first process says."""
-    told = [text]
+    told: list[T | Exception | None] = [None]
+    if rank() == 0:
+        try:
+            told = [act()]
+        except Exception as error:
+            told = [error]
     if num_processes() > 1:
-        dist.broadcast_object_list(told, 0)
-    return told[0]
+        dist.broadcast_object_list(told, 0, group)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return cast(T, told[0])
+
+
+def first_then_others(act: Callable[[], T]) -> T:
+    """Do something in the first process, and then in the others, which find on disk what that left there."""
+    if num_processes() == 1:
+        return act()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # encoding a large text takes its time
+    made: list[T] = []
+    on_the_first(lambda: made.append(act()), patient)
+    return made[0] if made else act()
 
 
 def launch(processes: int, *command: str) -> int:

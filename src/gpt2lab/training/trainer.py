@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -22,12 +23,7 @@ from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.training import distributed
-from gpt2lab.training.checkpoint import (
-    CheckpointWriter,
-    TrainingState,
-    checkpoints_of,
-    restore_training,
-)
+from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
 from gpt2lab.training.config import TrainerConfig
 from gpt2lab.training.hardware import (
     autocast,
@@ -39,6 +35,7 @@ from gpt2lab.training.hardware import (
 )
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
+from gpt2lab.training.runs import TrainingState, checkpoints_of
 from gpt2lab.training.signals import Signals
 
 Batch = tuple[Tensor, Tensor]
@@ -157,9 +154,8 @@ class Trainer:
         started = time.perf_counter() - self.state.seconds
         begun, stop, skips = self.state.step, 0, 0
         with ExitStack() as stack:
-            with distributed.first_alone():
-                if first and run is not None:
-                    stack.enter_context(locked_folder(run))
+            if run is not None:
+                distributed.on_the_first(partial(stack.enter_context, locked_folder(run)))
             stack.enter_context(distributed.naming_lost_processes())
             if first and run is not None:
                 sinks.append(stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step)))

@@ -1,0 +1,147 @@
+"""Run folders: what a training leaves behind, and how it goes on from there.
+
+    runs/demo/
+        config.yaml              every setting of the run, enough to repeat it
+        tokenizer.json
+        metrics.jsonl            one record a line
+        loss.svg, samples.txt
+        checkpoints/
+            step-00000500/       model.safetensors, config.json, optimizer.safetensors, random.safetensors, state.json,
+            step-00001500/       and manifest.json: the size and hash of each of them
+
+A checkpoint is complete or absent (:mod:`gpt2lab.training.checkpoint` writes them). Which one is the last and
+which the best is read off the checkpoints themselves, so no pointer can disagree with them. It is the same whatever
+number of processes wrote it, and any number can go on from it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gpt2lab.config import InputError
+from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.model import GPT2
+from gpt2lab.model.attention import Mechanism
+
+Which = Literal["best", "last"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint knows of its run besides the tensors.
+
+    Attributes:
+        step, tokens, seconds: how far it has come.
+        validation_loss: an estimate for these very weights, nats per token; None if it was not measured.
+        losses: of the steps since the last record, nats per token.
+        skipped: how many steps were left out because their gradients were not finite.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    validation_loss: float | None
+    losses: list[float] = field(default_factory=list)
+    skipped: int = 0
+
+
+def read_state(folder: Path) -> TrainingState:
+    """State of a checkpoint folder."""
+    try:
+        return TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / 'state.json'} is missing or damaged: {error}") from None
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare sizes and SHA-256 of a checkpoint's files with its manifest (older checkpoints have none).
+
+    Raises:
+        InputError: something is missing, cut short, changed, or too much.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name in {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}:
+            path = folder / name
+            if described[name] != {"bytes": path.stat().st_size, "sha256": sha256(path)}:
+                raise InputError(f"{path} is damaged: it is not what was written")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"the checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
+
+
+def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
+    """Folder of the last or the best checkpoint of a run (best: lowest validation loss; the last if none has one).
+
+    One that is damaged is passed over with a warning, for the one before it or the next best.
+
+    Raises:
+        InputError: the run does not exist, or has no checkpoint that is whole.
+    """
+    run = Path(run)
+    found = checkpoints_of(run)
+    if not found:
+        if run.is_file():
+            raise InputError(f"{run} is a file, not the folder of a run")
+        wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
+        if below := [str(folder) for folder in sorted(run.glob("*")) if checkpoints_of(folder)]:
+            raise InputError(f"{run} is not the folder of a run, but these are: {', '.join(below[:10])}")
+        raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
+    damaged = InputError("")
+    while found:
+        candidate = found[-1] if which == "last" else best_of(found)
+        try:
+            verify_checkpoint(candidate)
+        except InputError as error:
+            damaged = error
+            found.remove(candidate)
+            if found:
+                warnings.warn(f"{error}; an earlier checkpoint is used in its place", stacklevel=2)
+        else:
+            return candidate
+    raise damaged
+
+
+def best_of(checkpoints: list[Path]) -> Path:
+    """The one with the lowest validation loss that can be read, or else the last."""
+    measured: dict[Path, float] = {}
+    for folder in checkpoints:
+        with contextlib.suppress(InputError):
+            loss = read_state(folder).validation_loss
+            if loss is not None and math.isfinite(loss):
+                measured[folder] = loss
+    return min(reversed(measured), key=measured.__getitem__) if measured else checkpoints[-1]
+
+
+def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Which = "best") -> tuple[GPT2, Tokenizer]:
+    """Model and tokenizer of a run, ready to evaluate or generate. Nothing in the folder is executed.
+
+    Args:
+        run: folder of a run.
+        attention: the user's mechanism, if the run has one.
+        checkpoint: the best, by validation loss, or the last.
+
+    Raises:
+        InputError: something is missing or damaged.
+    """
+    model = GPT2.load(find_checkpoint(run, checkpoint), attention=attention)
+    return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Folders of all complete checkpoints, the latest last."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
