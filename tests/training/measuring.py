@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed._composable.checkpoint_activation import checkpoint
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2
+from gpt2lab.training import TrainerConfig
+from gpt2lab.training.distributed import wrap
 from gpt2lab.training.optimizers import build_optimizers
 from gpt2lab.training.plan import Plan
 
@@ -78,16 +78,8 @@ def inside_gloo(event: Any) -> bool:
 def training(plan: Plan) -> Step:
     """One step of that training, as :class:`gpt2lab.training.Trainer` does it, on random tokens."""
     model = GPT2.from_config(plan.config, seed=0)
-    if plan.activation_checkpointing:
-        for block in model.blocks:
-            checkpoint(block)
-    whole: torch.nn.Module = model
-    if plan.devices > 1 and plan.parallel == "ddp":
-        whole = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    elif plan.devices > 1:
-        for block in model.blocks:
-            fully_shard(block)
-        fully_shard(model)
+    config = TrainerConfig(parallel=plan.parallel, activation_checkpointing=plan.activation_checkpointing)
+    whole = wrap(model, config, torch.device("cpu"), torch.float32)
     optimizers = build_optimizers(model, plan.optimizer, 1e-3, 0.1, (0.8, 0.95))
     shape = (plan.rows, plan.config.max_seq_len)
 

@@ -23,13 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gpt2lab.cli.settings import (
     RunSettings,
-    Text,
     console,
     data_settings_of,
     load_attention,
     read_settings,
     training_settings_of,
 )
+from gpt2lab.cli.text import Text
 from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer
 from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED

@@ -26,16 +26,8 @@ from gpt2lab.cli.grid import (
     tuning_cells,
 )
 from gpt2lab.cli.report import write_report
-from gpt2lab.cli.settings import (
-    DataSettings,
-    ModelSettings,
-    RunSettings,
-    Text,
-    check_counts,
-    console,
-    errors,
-    read_settings,
-)
+from gpt2lab.cli.settings import DataSettings, ModelSettings, RunSettings, check_counts, console, errors, read_settings
+from gpt2lab.cli.text import Text
 from gpt2lab.config import InputError
 from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON
 from gpt2lab.files import atomic_write

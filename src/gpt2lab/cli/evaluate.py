@@ -11,7 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gpt2lab.cli.settings import DataSettings, Split, Text, console, data_settings_of, errors, load_attention
+from gpt2lab.cli.settings import DataSettings, console, data_settings_of, errors, load_attention
+from gpt2lab.cli.text import Split, Text
 from gpt2lab.config import InputError
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
 from gpt2lab.plots import new_plot, save_plot

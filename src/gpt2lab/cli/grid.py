@@ -13,15 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from gpt2lab.cli.cells import has_diverged, is_finished
-from gpt2lab.cli.settings import (
-    SPLITS,
-    ModelSettings,
-    RunSettings,
-    Text,
-    console,
-    format_window,
-    load_attention,
-)
+from gpt2lab.cli.settings import ModelSettings, RunSettings, console, format_window, load_attention
+from gpt2lab.cli.text import SPLITS, Text
 from gpt2lab.config import GPT2Config, InputError
 from gpt2lab.data import TokenDataset
 from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED

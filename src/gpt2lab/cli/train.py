@@ -19,8 +19,6 @@ from gpt2lab.cli.settings import (
     DataSettings,
     ModelSettings,
     RunSettings,
-    Split,
-    Text,
     check_counts,
     console,
     data_settings_of,
@@ -28,6 +26,7 @@ from gpt2lab.cli.settings import (
     read_settings,
     training_settings_of,
 )
+from gpt2lab.cli.text import Split, Text
 from gpt2lab.config import GPT2Config, InputError
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.files import atomic_write, locked_folder
