@@ -1,5 +1,6 @@
 """Optimisers and the learning rate over a run."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -7,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from gpt2lab.model import GPT2
 from gpt2lab.training.distributed import apply_to_whole
@@ -16,7 +17,24 @@ OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
 
 
-class Muon(Optimizer):
+class _WithoutCompiler(Optimizer):
+    """An optimiser that is not to be compiled.
+
+    torch wraps these methods so that its compiler leaves them alone, and the wrappers import the compiler, whether
+    there is anything to compile or not: 2 to 3 seconds of every start.
+    """
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+
+
+class AdamW(_WithoutCompiler, torch.optim.AdamW):
+    """torch's AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+class Muon(_WithoutCompiler):
     """Momentum, orthogonalised: every update moves all directions of a matrix by the same amount.
 
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al.
