@@ -1,13 +1,13 @@
 """Wall time to a validation loss of 1.88 nats/char on tinyshakespeare: our recipe against nanoGPT's CPU recipe.
 
-    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--nanogpt path/to/checkout]
+    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--nanogpt path/to/checkout] [--baseline]
 
 Runs alternate, each in a fresh process with empty caches. The clock runs from the start of the process until the loss
 on the whole validation split (the last 10 % of the text) is known.
 
-* baseline: our ``original`` variant with the hyper-parameters of nanoGPT's README for CPUs, eager.
 * ours: the recipe of ``gpt2lab speedrun``.
 * nanogpt, with --nanogpt: its own ``train.py``, until its last step (its evaluations are few: 20 batches each).
+* baseline, with --baseline: our ``original`` variant with the hyper-parameters of nanoGPT's README for CPUs, eager.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, timed too")
+    parser.add_argument("--baseline", action="store_true", help="time our original variant with its recipe, too")
     options = parser.parse_args()
-    rounds: dict[str, list[tuple[float, float]]] = {"baseline": [], "ours": []}
-    if options.nanogpt:
-        rounds["nanogpt"] = []
+    asked = {"ours": True, "nanogpt": options.nanogpt is not None, "baseline": options.baseline}
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name, wanted in asked.items() if wanted}
     for seed in range(1, options.seeds + 1):
         for name, results in rounds.items():
             if name == "nanogpt":
