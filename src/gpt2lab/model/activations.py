@@ -112,10 +112,10 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     if window is not None and window < T and band_pays(T, window):
         S, blocks, P = band_blocks(T, window)
         return {
-            "queries in blocks": width * rows * blocks * S * C,
-            "stretches of keys and of values": 2 * width * rows * K * (blocks + P) * S * D,
-            "mask of the stretches": width * blocks * (H // K) * S * (P + 1) * S,
-            "attended, in blocks": width * rows * blocks * S * C,
+            "queries, the first and those in blocks": width * rows * blocks * S * C,
+            "keys and values": 2 * width * rows * K * blocks * S * D,
+            "mask of a block": width * (H // K) * S * (P + 1) * S,
+            "attended, the first and in blocks": width * rows * blocks * S * C,
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,
         }

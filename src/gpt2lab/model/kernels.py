@@ -29,7 +29,7 @@ _SHORTEST_BAND = 256
 # Blocks are half a window long, in whole multiples of this: odd sizes cost a kernel more than some empty rows.
 _BLOCK = 32
 # With fewer keys to see than this, a CPU's kernel needs longer for the backward in half the precision than in float32.
-_FEW_KEYS = 256
+_FEW_KEYS = 512
 
 
 def attend(
@@ -104,9 +104,11 @@ def _able(q: Tensor, k: Tensor, v: Tensor, whole: bool, window: int | None, bias
     if window is None:
         return ["mask"] if bias is not None else ["causal", "mask"]
     B, _, T, _ = q.shape
-    able: list[Kernel] = ["band", "mask"]
-    if not band_pays(T, window) or (bias is not None and 2 * window * B > T):
-        able.reverse()  # (a bias is copied for every text of the batch)
+    able: list[Kernel] = ["mask"]
+    _, blocks, earlier = band_blocks(T, window)
+    if blocks > earlier:
+        pays = band_pays(T, window) and (bias is None or 2 * window * B <= T)  # a bias is copied for every text
+        able.insert(0 if pays else 1, "band")
     if bias is None and q.is_cuda and min(q.shape[-1], v.shape[-1]) >= 16 and q.dtype != torch.float64:
         able.insert(0 if torch.compiler.is_compiling() else 2, "flex")
     if bias is None and not q.is_cuda and not any(x.requires_grad for x in (q, k, v)):  # it has no backward there
@@ -120,9 +122,9 @@ def band_pays(length: int, window: int) -> bool:
 
 
 def band_blocks(length: int, window: int) -> tuple[int, int, int]:
-    """How a text is cut: tokens of a block, S; blocks, N; earlier blocks that a block sees, P."""
+    """How a text is cut: tokens of a block, S; blocks, N; earlier blocks that a block sees (at least one), P."""
     size = _BLOCK * -(-window // (2 * _BLOCK))
-    return size, -(-length // size), -(-(window - 1) // size)
+    return size, -(-length // size), max(1, -(-(window - 1) // size))
 
 
 def visible(q_pos: Tensor, k_pos: Tensor, window: int | None) -> Tensor:
@@ -160,50 +162,58 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
         query 4    .  x  x  x  x  .
         query 5    .  .  x  x  x  x
 
-    Blocks become heads of one batched call, and a group of query heads the rows of one block.
+    Blocks become heads of one batched call, and a group of query heads the rows of one block. The first P blocks, whose
+    windows reach beyond the beginning, are a short text of their own; all others have one mask, if there is no bias.
     """
     B, H, T, D = q.shape
     K, (S, N, P) = k.shape[1], band_blocks(T, window)
     G = H // K  # query heads in a group
-    if N * S > T:
+    if N * S > T:  # what stands behind the text is in every query's future
         q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
-    q = q.reshape(B, K, G, N, S, D).transpose(2, 3).reshape(B * K, N, G * S, D)
-    k, v = (_stretches(x.reshape(B * K, N, S, -1), P) for x in (k, v))  # (B·K, N, (P+1)·S, D)
-    starts = S * torch.arange(N, device=q.device)[:, None]
-    q_pos = starts + torch.arange(S, device=q.device)  # (N, S)
-    k_pos = starts + torch.arange(-P * S, S, device=q.device)  # (N, (P+1)·S)
-    q_pos, k_pos = (torch.where((pos >= 0) & (pos < T), pos, -1) for pos in (q_pos, k_pos))  # none beside the text
-    mask = _with_bias(visible(q_pos, k_pos, window)[:, None], bias, q_pos, k_pos, q.dtype)  # (N, 1 or H, S, (P+1)·S)
+    begin = P * S
+    q_first, q = q.split((begin, N * S - begin), dim=2)
+    q_first, k, v = (x.clone(memory_format=torch.contiguous_format) for x in (q_first, k, v))  # a view keeps the whole
+    (k_first, k), (v_first, v) = (_Stretches.apply(x.view(B * K, N, S, -1), P) for x in (k, v))
+    k_first, v_first = (x.view(B, K, begin, -1) for x in (k_first, v_first))
+    first = attend(q_first, k_first, v_first, window=window, bias=bias)
+
+    q = q.reshape(B, K, G, N - P, S, D).transpose(2, 3).reshape(B * K, N - P, G * S, D)
+    blocks = 1 if bias is None else N - P
+    starts = S * torch.arange(blocks, device=q.device)[:, None]
+    q_pos = starts + torch.arange(begin, begin + S, device=q.device)  # (blocks, S)
+    k_pos = starts + torch.arange(begin + S, device=q.device)  # (blocks, (P+1)·S)
+    mask = visible(q_pos, k_pos, window)[:, None]  # (blocks, 1, S, (P+1)·S)
+    mask = _with_bias(mask, bias, q_pos.clamp(max=T - 1), k_pos.clamp(max=T - 1), q.dtype)  # (blocks, 1 or H, …)
     if mask.shape[1] == 1:
-        mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, N, G·S, (P+1)·S)
+        mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, blocks, G·S, (P+1)·S)
     else:
-        mask = mask.expand(N, H, -1, -1).reshape(N, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B·K, N, G·S, D)
-    return y.view(B, K, N, G, S, -1).transpose(2, 3).reshape(B, H, N * S, -1)[:, :, :T]
+        mask = mask.reshape(blocks, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
 
-
-def _stretches(blocks: Tensor, P: int) -> Tensor:
-    """(B, N, S, D) → (B, N, (P+1)·S, D): every block behind the P before it, zeros before the first."""
-    return _Stretches.apply(blocks, P)  # type: ignore[no-any-return, no-untyped-call]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B·K, N-P, G·S, D)
+    y = y.view(B, K, N - P, G, S, -1).transpose(2, 3).reshape(B, H, N * S - begin, -1)
+    return torch.cat((first, y[:, :, : T - begin]), dim=2)
 
 
 class _Stretches(torch.autograd.Function):
-    """Stretches that overlap are views of one memory; the gradients of what they share are added block by block.
+    """The first P blocks, and every later one behind the P before it.
 
-    (The backward of ``Tensor.unfold`` is correct, too, but adds element by element, which is slower.)
+    (B, N, S, D) → (B, P, S, D), (B, N-P, (P+1)·S, D).
+
+    Stretches that overlap are views of one memory; the gradients of what they share are added block by block. (The
+    backward of ``Tensor.unfold`` is correct, too, but adds element by element, which is slower.)
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, P: int) -> Tensor:
-        ctx.P, S = P, x.shape[2]
-        return F.pad(x.flatten(1, 2), (0, 0, P * S, 0)).unfold(1, (P + 1) * S, S).transpose(2, 3)
+    def forward(ctx: Any, x: Tensor, P: int) -> tuple[Tensor, Tensor]:
+        S = x.shape[2]
+        return x[:, :P], x.flatten(1, 2).unfold(1, (P + 1) * S, S).transpose(2, 3)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        *earlier, own = gradient.chunk(ctx.P + 1, dim=2)
-        total = own.clone()
-        for back, part in enumerate(reversed(earlier), 1):  # the gradients of a block that later ones have seen
-            total[:, :-back] += part[:, back:]
+    def backward(ctx: Any, of_first: Tensor, of_stretches: Tensor) -> tuple[Tensor, None]:
+        P, later = of_first.shape[1], of_stretches.shape[1]
+        total = F.pad(of_first, (0, 0, 0, 0, 0, later))
+        for back, part in enumerate(of_stretches.chunk(P + 1, dim=2)):
+            total[:, back : back + later] += part
         return total, None
 
 
