@@ -1,5 +1,6 @@
 """What a forward pass keeps: the formulas against what autograd says that it keeps."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,10 +53,7 @@ def configs(draw: st.DrawFn, width: int) -> GPT2Config:
     )
 
 
-@settings(max_examples=60)
-@given(data=st.data(), rows=st.integers(1, 3), width=st.sampled_from([4, 2]))
-def test_autograd_keeps_what_the_formulas_say(data: st.DataObject, rows: int, width: int) -> None:
-    config = data.draw(configs(width))
+def assert_counted(config: GPT2Config, rows: int, width: int) -> None:
     N, V, L = rows * config.max_seq_len, config.vocab_size, config.num_layers
     tokens_twice = 2 * 8 * N  # ids and targets
     expected = sum(kept_of_input(config, rows).values()) + sum(kept_of_output(config, rows, width).values())
@@ -68,3 +66,17 @@ def test_autograd_keeps_what_the_formulas_say(data: st.DataObject, rows: int, wi
     kept = kept_by_autograd(config, rows, width)
     small = tokens_twice + 8 * config.max_seq_len  # which of those are in the graph depends on the switches
     assert abs(kept - expected) <= small, (kept - expected, config)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), rows=st.integers(1, 3), width=st.sampled_from([4, 2]))
+def test_autograd_keeps_what_the_formulas_say(data: st.DataObject, rows: int, width: int) -> None:
+    assert_counted(data.draw(configs(width)), rows, width)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("window", [40, 64, 70])  # the first blocks are longer than the first and the last of these
+@pytest.mark.parametrize("context", [288, 300])  # of whole blocks, or not
+def test_so_it_does_of_windows_in_blocks(context: int, window: int, num_kv_heads: int, rows: int) -> None:
+    assert_counted(GPT2Config(65, context, 64, 4, 256, 1, num_kv_heads=num_kv_heads, window=window), rows, 4)

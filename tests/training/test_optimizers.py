@@ -1,6 +1,8 @@
 """Muon, AdamW's groups, and the learning rate over a run, each against formulas written out here."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -183,3 +185,18 @@ def test_a_schedule_passes_through_these_values(schedule: str, expected: dict[in
 @pytest.mark.parametrize("schedule", ["wsd", "constant", "cosine"])
 def test_without_a_warmup_the_first_step_has_nearly_the_full_rate(schedule: str) -> None:
     assert learning_rate_scale(schedule, 1, 0, 1000) == pytest.approx(1, abs=1e-4)
+
+
+# What they leave alone
+
+
+def test_training_without_compiling_does_not_import_the_compiler() -> None:
+    script = (
+        "import sys\n"
+        "from gpt2lab import GPT2, CharDataset, Trainer, TrainerConfig\n"
+        "data = CharDataset('to be or not to be ' * 9, block_size=8)\n"
+        "Trainer(GPT2(data.vocab_size, 8, 8, 2, 16, 1), data, data, TrainerConfig(max_steps=2, compile='no')).train()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

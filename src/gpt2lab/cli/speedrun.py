@@ -64,7 +64,7 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
         )
     attempts = []
     for seed in range(1, seeds + 1):
-        with console.status(f"seed {seed} of {seeds}, less than half a minute each"):
+        with console.status(f"seed {seed} of {seeds}"):
             attempts.append(train_cold(corpus.files[0], RECIPE, seed))
         if not json:
             console.print(

@@ -111,10 +111,12 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     N, window = rows * T, config.layer_window(layer)
     if window is not None and window < T and band_pays(T, window):
         S, blocks, P = band_blocks(T, window)
+        first = P * S  # tokens that are a text of their own, with a mask if it is longer than the window
         return {
             "queries, the first and those in blocks": width * rows * blocks * S * C,
             "keys and values": 2 * width * rows * K * blocks * S * D,
             "mask of a block": width * (H // K) * S * (P + 1) * S,
+            "mask of the first": width * first * first if window < first else 0,
             "attended, the first and in blocks": width * rows * blocks * S * C,
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,

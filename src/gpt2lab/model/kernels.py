@@ -80,8 +80,8 @@ def attend(
     if kernel is not None and kernel not in kernels:
         raise InputError(
             f"the kernel {kernel!r} cannot compute this attention ({'its own' if whole else 'given'} positions, "
-            f"window={window}, {'no ' if bias is None else ''}bias, on {q.device.type}); one of these can: "
-            f"{', '.join(kernels)}"
+            f"{length} queries, window={window}, {'no ' if bias is None else ''}bias, on {q.device.type}); "
+            f"one of these can: {', '.join(kernels)}"
         )
     match kernel or kernels[0]:
         case "causal":
@@ -167,39 +167,48 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
     """
     B, H, T, D = q.shape
     K, (S, N, P) = k.shape[1], band_blocks(T, window)
-    G = H // K  # query heads in a group
+    G, begin = H // K, P * S  # query heads in a group; tokens of the first P blocks
     if N * S > T:  # what stands behind the text is in every query's future
         q, k, v = (F.pad(x, (0, 0, 0, N * S - T)) for x in (q, k, v))
-    begin = P * S
-    q_first, q = q.split((begin, N * S - begin), dim=2)
-    q_first, k, v = (x.clone(memory_format=torch.contiguous_format) for x in (q_first, k, v))  # a view keeps the whole
-    (k_first, k), (v_first, v) = (_Stretches.apply(x.view(B * K, N, S, -1), P) for x in (k, v))
-    k_first, v_first = (x.view(B, K, begin, -1) for x in (k_first, v_first))
-    first = attend(q_first, k_first, v_first, window=window, bias=bias)
-
-    q = q.reshape(B, K, G, N - P, S, D).transpose(2, 3).reshape(B * K, N - P, G * S, D)
-    blocks = 1 if bias is None else N - P
-    starts = S * torch.arange(blocks, device=q.device)[:, None]
-    q_pos = starts + torch.arange(begin, begin + S, device=q.device)  # (blocks, S)
-    k_pos = starts + torch.arange(begin + S, device=q.device)  # (blocks, (P+1)·S)
-    mask = visible(q_pos, k_pos, window)[:, None]  # (blocks, 1, S, (P+1)·S)
-    mask = _with_bias(mask, bias, q_pos.clamp(max=T - 1), k_pos.clamp(max=T - 1), q.dtype)  # (blocks, 1 or H, …)
-    if mask.shape[1] == 1:
-        mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, blocks, G·S, (P+1)·S)
     else:
-        mask = mask.reshape(blocks, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
+        k, v = (_copied(x) for x in (k, v))
+    q_first, q = q.split_with_sizes((begin, N * S - begin), dim=2)
+    (k_first, k), (v_first, v) = (_stretches(x.view(B * K, N, S, x.shape[-1]), P) for x in (k, v))
+    k_first, v_first = (x.view(B, K, begin, x.shape[-1]) for x in (k_first, v_first))
+    first = attend(_copied(q_first), k_first, v_first, window=window, bias=bias)
+
+    q = _copied(q.reshape(B, K, G, N - P, S, D).transpose(2, 3)).view(B * K, N - P, G * S, D)
+    masks = 1 if bias is None else N - P
+    starts = S * torch.arange(masks, device=q.device)[:, None]
+    q_pos = starts + torch.arange(begin, begin + S, device=q.device)  # (masks, S)
+    k_pos = starts + torch.arange(begin + S, device=q.device)  # (masks, (P+1)·S)
+    mask = visible(q_pos, k_pos, window)[:, None]  # (masks, 1, S, (P+1)·S)
+    mask = _with_bias(mask, bias, q_pos.clamp(max=T - 1), k_pos.clamp(max=T - 1), q.dtype)  # (masks, 1 or H, …)
+    if mask.shape[1] == 1:
+        mask = mask.repeat(1, 1, G, 1).transpose(0, 1)  # (1, masks, G·S, (P+1)·S)
+    else:
+        mask = mask.reshape(masks, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
 
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B·K, N-P, G·S, D)
-    y = y.view(B, K, N - P, G, S, -1).transpose(2, 3).reshape(B, H, N * S - begin, -1)
+    y = y.view(B, K, N - P, G, S, v.shape[-1]).transpose(2, 3).reshape(B, H, N * S - begin, v.shape[-1])
     return torch.cat((first, y[:, :, : T - begin]), dim=2)
 
 
-class _Stretches(torch.autograd.Function):
+def _copied(x: Tensor) -> Tensor:
+    """A copy in memory of its own: of a view, autograd would keep the whole that it shows a part of."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _stretches(blocks: Tensor, P: int) -> tuple[Tensor, Tensor]:
     """The first P blocks, and every later one behind the P before it.
 
     (B, N, S, D) → (B, P, S, D), (B, N-P, (P+1)·S, D).
+    """
+    return _Stretches.apply(blocks, P)  # type: ignore[no-any-return, no-untyped-call]
 
-    Stretches that overlap are views of one memory; the gradients of what they share are added block by block. (The
+
+class _Stretches(torch.autograd.Function):
+    """Stretches that overlap are views of one memory; the gradients of what they share are added block by block. (The
     backward of ``Tensor.unfold`` is correct, too, but adds element by element, which is slower.)
     """
 

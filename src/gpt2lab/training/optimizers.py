@@ -17,24 +17,24 @@ OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
 
 
-class _WithoutCompiler(Optimizer):
-    """An optimiser that is not to be compiled.
+class _Eager(Optimizer):
+    """An optimiser that nobody compiles, without torch's wrappers.
 
-    torch wraps these methods so that its compiler leaves them alone, and the wrappers import the compiler, whether
-    there is anything to compile or not: 2 to 3 seconds of every start.
+    They keep torch's compiler out of these methods, and import it for that, whether anything is compiled or not: 2 to 3
+    seconds of every start.
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
 
-class AdamW(_WithoutCompiler, torch.optim.AdamW):
-    """torch's AdamW."""
+class AdamW(_Eager, torch.optim.AdamW):
+    """torch's AdamW (without ``differentiable``)."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-class Muon(_WithoutCompiler):
+class Muon(_Eager):
     """Momentum, orthogonalised: every update moves all directions of a matrix by the same amount.
 
     Jordan et al. 2024 (kellerjordan.github.io/posts/muon), scaled by 0.2·sqrt(max(rows, columns)) as in Liu et al.
