@@ -55,7 +55,6 @@ def flex(T: int, W: int, K: int, device: torch.device) -> Contestant:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     torch.compiler.reset()  # or after eight shapes it is not compiled any more
-
     blocks = create_block_mask(lambda b, h, i, j: (j <= i) & (i - j < W), None, None, T, T, device=str(device))
     return partial(torch.compile(flex_attention, dynamic=False), block_mask=blocks, enable_gqa=K != HEADS)
 

@@ -1,5 +1,7 @@
 """No token reads the future: shown by perturbation, and found by assert_causal in mechanisms that do."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from gpt2lab.config import GPT2Config, InputError
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention, assert_causal
+from gpt2lab.model.causality import positions_to_probe
 from tests.model.reference import ALiBi, configs, random_ids, randomised, windows
 
 thorough = settings(max_examples=60, deadline=None)
@@ -209,3 +212,12 @@ def test_a_context_of_one_token_has_nothing_to_leak() -> None:
 def test_a_model_without_a_vocabulary_is_told_so() -> None:
     with pytest.raises(InputError, match="vocabulary"):
         assert_causal(GPT2(0, 10, 8, 2, 12, 1))
+
+
+def test_the_positions_probed_before_training_are_all_of_a_short_context_and_both_ends_of_a_long_one() -> None:
+    assert positions_to_probe(64) == list(range(64))
+    probed = positions_to_probe(4096)
+    assert probed[:16] == list(range(16))
+    assert probed[-16:] == list(range(4080, 4096))
+    assert len(probed) <= 64
+    assert max(b - a for a, b in itertools.pairwise(probed)) < 200

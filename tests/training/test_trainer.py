@@ -2,7 +2,6 @@
 
 import copy
 import io
-import itertools
 import json
 import math
 import re
@@ -24,7 +23,6 @@ from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
 from gpt2lab.training.hardware import choose_compile, choose_device, choose_precision
 from gpt2lab.training.metrics import Record, read_metrics, tensorboard_sink
-from gpt2lab.training.trainer import positions_to_probe
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
 
@@ -555,15 +553,6 @@ def test_too_many_such_steps_in_a_row_end_the_training_and_name_the_last_good_ch
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["skipped"] == 5
     model = GPT2.load(find_checkpoint(tmp_path, "last"))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_the_positions_probed_before_training_are_all_of_a_short_context_and_both_ends_of_a_long_one() -> None:
-    assert positions_to_probe(64) == list(range(64))
-    probed = positions_to_probe(4096)
-    assert probed[:16] == list(range(16))
-    assert probed[-16:] == list(range(4080, 4096))
-    assert len(probed) <= 64
-    assert max(b - a for a, b in itertools.pairwise(probed)) < 200
 
 
 def test_a_precision_that_is_asked_for_is_used_and_small_models_keep_float32_on_the_cpu() -> None:

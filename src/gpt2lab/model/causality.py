@@ -82,3 +82,12 @@ def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: i
         leaks += [(int(moved[row].nonzero()[0]), int(chunk[row])) for row in moved.any(1).nonzero()[:, 0]]
     if leaks:
         raise CausalityError(leaks, len(probed))
+
+
+def positions_to_probe(length: int, most: int = 64) -> list[int]:
+    """Positions of a context whose change is tried before training: all, or both ends and an even spread between."""
+    if length <= most:
+        return list(range(length))
+    ends = most // 4
+    spread = torch.linspace(ends, length - ends, most - 2 * ends).long().tolist()
+    return sorted({*range(ends), *spread, *range(length - ends, length)})

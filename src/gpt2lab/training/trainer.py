@@ -22,6 +22,7 @@ from gpt2lab.config import InputError, TrainingError
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2, assert_causal
+from gpt2lab.model.causality import positions_to_probe
 from gpt2lab.training import distributed
 from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
 from gpt2lab.training.config import TrainerConfig
@@ -353,15 +354,6 @@ class Trainer:
 def at(every: int, step: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens at this one."""
     return every > 0 and step % every == 0
-
-
-def positions_to_probe(length: int, most: int = 64) -> list[int]:
-    """Positions of a context whose change is tried before training: all, or both ends and an even spread between."""
-    if length <= most:
-        return list(range(length))
-    ends = most // 4
-    spread = torch.linspace(ends, length - ends, most - 2 * ends).long().tolist()
-    return sorted({*range(ends), *spread, *range(length - ends, length)})
 
 
 def _why_hopeless(skips: int, step: int, run: Path | None) -> str:
