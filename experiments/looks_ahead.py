@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2lab import GPT2, CausalityError, ScaledDotProductAttention, SlidingWindowAttention, assert_causal
-from gpt2lab.cli.settings import DataSettings, Text
+from gpt2lab.cli.settings import DataSettings
+from gpt2lab.cli.text import Text
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
 
