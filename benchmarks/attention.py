@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from timing import extra_memory, seconds
@@ -72,7 +73,12 @@ def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> 
         from transformers.models.mistral import modeling_mistral
         from transformers.models.starcoder2 import modeling_starcoder2
 
-        sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": K, "sliding_window": W}
+        sizes: dict[str, Any] = {
+            "hidden_size": WIDTH,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": K,
+            "sliding_window": W,
+        }
         sizes |= {"max_position_embeddings": T, "attn_implementation": "sdpa"}
         sizes |= {"bos_token_id": None, "eos_token_id": None}
         for name, module, settings in (

@@ -15,6 +15,7 @@ step held at once beyond weights, gradients and optimiser state.
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timing import extra_memory, seconds
@@ -45,16 +46,24 @@ def transformers(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Mo
     from transformers import GPT2Config as Config
     from transformers import GPT2LMHeadModel
 
-    sizes = {"vocab_size": V, "n_positions": T, "n_embd": C, "n_head": H, "n_inner": F_, "n_layer": L}
-    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
-    model = GPT2LMHeadModel(Config(**sizes, **none, use_cache=False, attn_implementation="sdpa"))
+    sizes: dict[str, Any] = {"vocab_size": V, "n_positions": T, "n_embd": C, "n_head": H, "n_inner": F_, "n_layer": L}
+    sizes |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
+    sizes |= {"use_cache": False, "attn_implementation": "sdpa"}
+    model = GPT2LMHeadModel(Config(**sizes))
     return model, lambda forward, x, y: F.cross_entropy(forward(x).logits.flatten(0, 1), y.flatten())
 
 
 def litgpt(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
     from litgpt import GPT, Config
 
-    sizes = {"padded_vocab_size": V, "block_size": T, "n_embd": C, "n_head": H, "intermediate_size": F_, "n_layer": L}
+    sizes: dict[str, Any] = {
+        "padded_vocab_size": V,
+        "block_size": T,
+        "n_embd": C,
+        "n_head": H,
+        "intermediate_size": F_,
+        "n_layer": L,
+    }
     model = GPT(Config(**sizes, parallel_residual=False, rotary_percentage=1.0, gelu_approximate="tanh"))
     return model, lambda forward, x, y: F.cross_entropy(forward(x).flatten(0, 1), y.flatten())
 

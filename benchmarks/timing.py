@@ -11,7 +11,7 @@ import torch
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """How long it takes, a GPU's work included."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronise()
     start = time.perf_counter()
     work()

@@ -36,7 +36,7 @@ class LooksAhead(ScaledDotProductAttention):
 def train(model: GPT2, dataset: TokenDataset, steps: int) -> float:
     """The default recipe; returns the mean training loss of the last 50 steps."""
     optimizers = build_optimizers(model, "muon", 8e-3, 0.1, (0.8, 0.95))
-    losses = []
+    losses: list[float] = []
     for step, indices in enumerate(StatelessSampler(len(dataset), 41, num_steps=steps), 1):
         loss = model(*dataset.__getitems__(indices))
         loss.backward()
