@@ -1,6 +1,6 @@
 """A whole training step, and how much of it is matrix products: ours against its peers, in one run.
 
-    python benchmarks/step.py [--sizes 0.8M,10M,124M] [--precision float32] [--compile] [--device cpu]
+    python benchmarks/step.py [--sizes 0.8M,10M,124M] [--precision float32] [--compile] [--profile] [--device cpu]
 
 Every contestant makes optimiser steps (AdamW, fused, gradients clipped) on the same random tokens, in turn, several
 rounds. Peak: floating-point operations of the model's matrix products (counted once forward and twice backward) per
@@ -14,6 +14,7 @@ step held at once beyond weights, gradients and optimiser state.
 
 import argparse
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from timing import extra_memory, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import profile
 
 from gpt2lab.config import GPT2Config, Variant, variant_switches
 from gpt2lab.model import GPT2
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (autocast) (default: float32)")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print instead which operations the time goes to")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
@@ -89,9 +92,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     compiled = "compiled" if options.compile else "eager"
     print(f"{describe_machine()}; {device}, {options.threads} threads, {options.precision}, {compiled}\n")
-    print(
-        "| size | model | parameters | step, ms | of peak | times original | extra MiB |\n|---|---|---|---|---|---|---|"
-    )
+    columns = ["size", "model", "parameters", "step, ms", "of peak", "times original", "extra MiB"]
+    if options.profile:
+        columns = ["size", "model", "where the time goes"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in options.sizes.split(","):
         sizes, batch_size = SIZES[name]
         ids = torch.randint(sizes[0], (batch_size, sizes[1] + 1), generator=torch.Generator().manual_seed(0)).to(device)
@@ -106,6 +110,10 @@ def main() -> None:
                 continue
             models[contestant] = model.to(device)
             steps[contestant] = step_of(model, loss_of, x, y, dtype, options.compile)
+        if options.profile:
+            for contestant in ("original", "modern"):
+                print(f"| {name} | {contestant} | {operations(steps[contestant], options.rounds)} |", flush=True)
+            continue
         times: dict[str, list[float]] = {contestant: [] for contestant in steps}
         peaks, memory = [], {}
         for contestant, step in steps.items():
@@ -127,6 +135,19 @@ def main() -> None:
                 f"| {name} | {contestant} | {count:,} | {spread} | {share} | {ratio} | {memory[contestant]:.0f} |",
                 flush=True,
             )
+
+
+def operations(step: Callable[[], None], rounds: int) -> str:
+    """The operations that take most of the time of several steps, each with its share; without what it calls."""
+    step()
+    with profile() as profiled:
+        for _ in range(rounds):
+            step()
+    found: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        name = "the compiler's kernels" if "CompiledFxGraph" in event.key else event.key.removeprefix("aten::")
+        found[name] += event.self_device_time_total or event.self_cpu_time_total
+    return ", ".join(f"{name} {time / found.total():.0%}" for name, time in found.most_common(10))
 
 
 def step_of(
