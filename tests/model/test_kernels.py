@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from gpt2lab.config import InputError
 from gpt2lab.model import attend, kernels
@@ -160,6 +161,20 @@ def test_blocks_are_the_dense_window_when_they_are_compiled_too(T: int) -> None:
     gradients = torch.autograd.grad(y, qkv, weights)
     for mine, dense in zip(gradients, torch.autograd.grad(expected, qkv, weights), strict=True):
         torch.testing.assert_close(mine, dense, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 1100), window=st.integers(1, 1200))
+def test_flexattentions_blocks_are_those_that_torch_finds_pair_by_pair(length: int, window: int) -> None:
+    def seen(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (j > i - window)
+
+    ours = kernels._flex_blocks(length, window, torch.device("cpu"))
+    theirs = create_block_mask(seen, None, None, length, length, device="cpu")
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert ours.seq_lengths == theirs.seq_lengths
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from gpt2lab.config import InputError
 
@@ -30,6 +31,8 @@ _SHORTEST_BAND = 256
 _BLOCK = 32
 # With fewer keys to see than this, a CPU's kernel needs longer for the backward in half the precision than in float32.
 _FEW_KEYS = 512
+# FlexAttention's own blocks.
+_FLEX_BLOCK = 128
 
 
 def attend(
@@ -227,10 +230,26 @@ class _Stretches(torch.autograd.Function):
 
 
 def _attend_flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    blocks = _flex_blocks(q.shape[2], window, q.device)
+    return flex_attention(q, k, v, block_mask=blocks, enable_gqa=k.shape[1] != q.shape[1])
+
+
+def _flex_blocks(length: int, window: int, device: torch.device) -> BlockMask:
+    """What torch's `create_block_mask` finds by looking at every pair of tokens, here from the blocks alone: a compiled
+    model keeps nothing from call to call, so every layer of every step asks for it.
+    """
 
     def seen(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (j > i - window)
 
-    blocks = create_block_mask(seen, None, None, q.shape[2], q.shape[2], device=str(q.device))
-    return flex_attention(q, k, v, block_mask=blocks, enable_gqa=k.shape[1] != q.shape[1])
+    def ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:  # (N, N) → how many of each row, and those first
+        indices = blocks.int().argsort(dim=-1, descending=True, stable=True)
+        return blocks.sum(-1, dtype=torch.int32)[None, None], indices.int()[None, None]
+
+    block = torch.arange(-(-length // _FLEX_BLOCK), device=device)
+    back = _FLEX_BLOCK * (block[:, None] - block)  # tokens from a block of queries back to one of keys
+    some = (back >= 0) & (back - _FLEX_BLOCK + 1 < window)
+    whole = (back > 0) & (back + _FLEX_BLOCK - 1 < window) & (_FLEX_BLOCK * (block[:, None] + 1) <= length)
+    return BlockMask.from_kv_blocks(
+        *ordered(some & ~whole), *ordered(whole), BLOCK_SIZE=_FLEX_BLOCK, mask_mod=seen, seq_lengths=(length, length)
+    )
