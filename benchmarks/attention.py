@@ -73,13 +73,8 @@ def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> 
         from transformers.models.mistral import modeling_mistral
         from transformers.models.starcoder2 import modeling_starcoder2
 
-        sizes: dict[str, Any] = {
-            "hidden_size": WIDTH,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": K,
-            "sliding_window": W,
-        }
-        sizes |= {"max_position_embeddings": T, "attn_implementation": "sdpa"}
+        sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_key_value_heads": K}
+        sizes |= {"sliding_window": W, "max_position_embeddings": T, "attn_implementation": "sdpa"}
         sizes |= {"bos_token_id": None, "eos_token_id": None}
         for name, module, settings in (
             ("Starcoder2", modeling_starcoder2, Starcoder2Config(**sizes)),

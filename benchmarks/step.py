@@ -58,14 +58,7 @@ def transformers(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Mo
 def litgpt(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
     from litgpt import GPT, Config
 
-    sizes: dict[str, Any] = {
-        "padded_vocab_size": V,
-        "block_size": T,
-        "n_embd": C,
-        "n_head": H,
-        "intermediate_size": F_,
-        "n_layer": L,
-    }
+    sizes = {"padded_vocab_size": V, "block_size": T, "n_embd": C, "n_head": H, "intermediate_size": F_, "n_layer": L}
     model = GPT(Config(**sizes, parallel_residual=False, rotary_percentage=1.0, gelu_approximate="tanh"))
     return model, lambda forward, x, y: F.cross_entropy(forward(x).flatten(0, 1), y.flatten())
 
@@ -83,7 +76,7 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (autocast) (default: float32)")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="print instead which operations the time goes to")
+    parser.add_argument("--profile", action="store_true", help="print instead which operations a CPU's time goes to")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
@@ -111,8 +104,8 @@ def main() -> None:
             models[contestant] = model.to(device)
             steps[contestant] = step_of(model, loss_of, x, y, dtype, options.compile)
         if options.profile:
-            for contestant in ("original", "modern"):
-                print(f"| {name} | {contestant} | {operations(steps[contestant], options.rounds)} |", flush=True)
+            for contestant, step in steps.items():
+                print(f"| {name} | {contestant} | {operations(step, options.rounds)} |", flush=True)
             continue
         times: dict[str, list[float]] = {contestant: [] for contestant in steps}
         peaks, memory = [], {}
@@ -146,7 +139,7 @@ def operations(step: Callable[[], None], rounds: int) -> str:
     found: Counter[str] = Counter()
     for event in profiled.key_averages():
         name = "the compiler's kernels" if "CompiledFxGraph" in event.key else event.key.removeprefix("aten::")
-        found[name] += event.self_device_time_total or event.self_cpu_time_total
+        found[name] += event.self_cpu_time_total
     return ", ".join(f"{name} {time / found.total():.0%}" for name, time in found.most_common(10))
 
 
