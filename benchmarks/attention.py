@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config
+from gpt2lab.hardware import choose_device, describe_machine
 from gpt2lab.model import attend
 from gpt2lab.model.attention import MultiHeadAttention
 from gpt2lab.model.embeddings import rotary_tables
-from gpt2lab.training.hardware import choose_device, describe_machine
 
 HEADS, HEAD_DIM = 12, 64
 WIDTH = HEADS * HEAD_DIM

@@ -17,7 +17,7 @@ from cyclopts import Parameter, run
 from rich.console import Console
 
 from gpt2lab import GPT2, TokenDataset, Trainer, TrainerConfig
-from gpt2lab.training.hardware import describe_machine
+from gpt2lab.hardware import describe_machine
 from gpt2lab.training.metrics import Record
 
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.profiler import profile
 
 from gpt2lab.config import GPT2Config, Variant, variant_switches
+from gpt2lab.hardware import autocast, choose_device, describe_machine, peak_flops
 from gpt2lab.model import GPT2
-from gpt2lab.training.hardware import autocast, choose_device, describe_machine, peak_flops
 
 # vocabulary, context, width, heads, feed-forward width, layers; windows a step
 SIZES = {

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.config import GPT2Config, InputError, random_architecture, variant_switches
+from gpt2lab.config import GPT2Config, random_architecture, variant_switches
+from gpt2lab.errors import InputError
 from tests.model.reference import configs
 
 SIZES = {"vocab_size": 65, "max_seq_len": 16, "embed_dim": 24, "num_heads": 4, "ff_hidden_dim": 96, "num_layers": 2}

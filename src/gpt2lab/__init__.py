@@ -4,8 +4,9 @@ With every switch off it is GPT-2, number for number; switched on: rotary positi
 attention, sliding windows, or a mechanism of your own.
 """
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
 from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation import estimate_loss, evaluate
 from gpt2lab.generation import Sampling, generate, sample, stream
 from gpt2lab.model import (

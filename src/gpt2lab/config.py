@@ -1,7 +1,7 @@
 """Sizes and switches of a model, their validation, and the named variants.
 
 Everything that shapes a model stands here, and nothing that trains, stores or reads text: this file
-imports nothing of the project.
+imports nothing of the project but its errors.
 """
 
 import dataclasses
@@ -12,17 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from gpt2lab.errors import InputError
+
 Position = Literal["learned", "rope", "none"]
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 Window = int | tuple[int | None, ...] | None
-
-
-class InputError(ValueError):
-    """Something that a user gave is wrong; the message says what, where, and what to do about it."""
-
-
-class TrainingError(RuntimeError):
-    """A training cannot go on; the message says why, and what is left of it."""
 
 
 @dataclass(frozen=True)

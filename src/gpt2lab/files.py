@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import filelock
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 
 
 @contextlib.contextmanager

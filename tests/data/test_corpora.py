@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.config import InputError
 from gpt2lab.data import Corpus, cache_dir, corpora, open_corpus, split
+from gpt2lab.errors import InputError
 from tests.data.conftest import awkward_text
 
 MakeCorpus = Callable[..., Corpus]

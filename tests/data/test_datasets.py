@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gpt2lab.config import InputError
 from gpt2lab.data import (
     BPETokenizer,
     CharDataset,
@@ -21,6 +20,7 @@ from gpt2lab.data import (
     corpora,
     encode_corpus,
 )
+from gpt2lab.errors import InputError
 from tests.data.conftest import awkward_text
 
 MakeCorpus = Callable[..., Corpus]

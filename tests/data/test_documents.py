@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from gpt2lab.config import InputError
 from gpt2lab.data import corpora, documents
 from gpt2lab.data.documents import find_documents, read_pieces
+from gpt2lab.errors import InputError
 from tests.data.conftest import awkward_text
 
 texts = st.lists(awkward_text, min_size=1, max_size=12)

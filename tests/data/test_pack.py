@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2lab.config import InputError
 from gpt2lab.data import BPETokenizer, CharTokenizer, Tokenizer, corpora, documents, load_tokenizer
 from gpt2lab.data import pack as pack_module
 from gpt2lab.data.pack import pack
+from gpt2lab.errors import InputError
 from tests.data.conftest import awkward_text
 from tests.data.test_documents import write_jsonl
 from tests.data.test_shards import by_hand

@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.config import InputError
 from gpt2lab.data import (
     BPETokenizer,
     CharTokenizer,
@@ -27,6 +26,7 @@ from gpt2lab.data import (
     read_shard,
     write_shard,
 )
+from gpt2lab.errors import InputError
 
 
 def by_hand(ids: Sequence[int], magic: int = 20240520, version: int = 1, count: int | None = None) -> bytes:

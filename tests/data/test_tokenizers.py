@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from transformers import PreTrainedTokenizerFast
 
-from gpt2lab.config import InputError
 from gpt2lab.data import (
     END_OF_TEXT,
     BPETokenizer,
@@ -24,6 +23,7 @@ from gpt2lab.data import (
     open_corpus,
 )
 from gpt2lab.data.corpora import package_files
+from gpt2lab.errors import InputError
 from tests.data.conftest import AWKWARD, awkward_text
 
 MakeCorpus = Callable[..., Corpus]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2lab.config import InputError
 from gpt2lab.data import BPETokenizer, CharTokenizer, Corpus, StatelessSampler, TokenDataset, Tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
 from gpt2lab.model import GPT2
 from tests.model.reference import dense_logits, randomised

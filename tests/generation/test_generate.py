@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.generation import Sampling, generate, sample, stream
 from gpt2lab.model import GPT2
 from tests.generation.test_sampling import chi_square_p_value

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.generation import Sampling, top_k_logits
 
 thorough = settings(max_examples=150, deadline=None)

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model import (
     GPT2,
     FeedForward,

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, KeyValueCache
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_logits, random_ids, randomised, windows
 

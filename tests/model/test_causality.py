@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention, assert_causal
 from gpt2lab.model.causality import positions_to_probe
 from tests.model.reference import ALiBi, configs, random_ids, randomised, windows

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention, gpt2
 from tests.model.reference import ALiBi, configs, random_ids, randomised
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.model import attend, kernels
 from tests.model.reference import dense_attention
 

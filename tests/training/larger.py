@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 
 from gpt2lab.data import TokenDataset
+from gpt2lab.hardware import peak_memory
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig
 from gpt2lab.training.distributed import joined_processes, rank
-from gpt2lab.training.hardware import peak_memory
 
 if __name__ == "__main__":
     with joined_processes("cpu", 120):

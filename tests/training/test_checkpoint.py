@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
-from gpt2lab.config import InputError
 from gpt2lab.data import CharTokenizer, TokenDataset
+from gpt2lab.errors import InputError
+from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
-from gpt2lab.training.hardware import compiler_available
 from gpt2lab.training.metrics import MetricsFile, Record, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
 from gpt2lab.training.runs import TrainingState, Which, checkpoints_of, read_state, verify_checkpoint

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnusedCliTokensError
 
-from gpt2lab.config import InputError, TrainingError
+from gpt2lab.errors import InputError, TrainingError
 
 app = App(
     name="gpt2lab",

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from gpt2lab.cli.grid import Options
 from gpt2lab.cli.settings import ModelSettings, format_window
-from gpt2lab.config import InputError, Variant, random_architecture
+from gpt2lab.config import Variant, random_architecture
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, Claim, MeasureName
 from gpt2lab.training import TrainerConfig
 

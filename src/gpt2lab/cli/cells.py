@@ -30,14 +30,14 @@ from gpt2lab.cli.settings import (
     training_settings_of,
 )
 from gpt2lab.cli.text import Text
-from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED
 from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
+from gpt2lab.hardware import describe_machine
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, find_checkpoint, load
-from gpt2lab.training.hardware import describe_machine
 from gpt2lab.training.metrics import read_metrics
 from gpt2lab.training.runs import checkpoints_of, read_state
 

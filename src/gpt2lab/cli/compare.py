@@ -28,11 +28,11 @@ from gpt2lab.cli.grid import (
 from gpt2lab.cli.report import write_report
 from gpt2lab.cli.settings import DataSettings, ModelSettings, RunSettings, check_counts, console, errors, read_settings
 from gpt2lab.cli.text import Text
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON
 from gpt2lab.files import atomic_write
+from gpt2lab.hardware import choose_device
 from gpt2lab.training import TrainerConfig
-from gpt2lab.training.hardware import choose_device
 
 # What cannot be shared by all arms.
 ARM_CHOICES = ("variant", "context_size", "attention", "random_config", "random_seed")

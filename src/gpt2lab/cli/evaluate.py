@@ -13,11 +13,11 @@ from rich.table import Table
 
 from gpt2lab.cli.settings import DataSettings, console, data_settings_of, errors, load_attention
 from gpt2lab.cli.text import Split, Text
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
+from gpt2lab.hardware import choose_device
 from gpt2lab.plots import new_plot, save_plot
 from gpt2lab.training import load
-from gpt2lab.training.hardware import choose_device
 from gpt2lab.training.runs import Which
 
 

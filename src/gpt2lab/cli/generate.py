@@ -11,11 +11,11 @@ import torch
 from cyclopts import Group, Parameter
 
 from gpt2lab.cli.settings import console, errors, load_attention
-from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.generation import Sampling, stream
+from gpt2lab.hardware import choose_device
 from gpt2lab.training import load
-from gpt2lab.training.hardware import choose_device
 from gpt2lab.training.runs import Which
 
 

@@ -15,14 +15,15 @@ from rich.progress import track
 from gpt2lab.cli.cells import has_diverged, is_finished
 from gpt2lab.cli.settings import ModelSettings, RunSettings, console, format_window, load_attention
 from gpt2lab.cli.text import SPLITS, Text
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED
 from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
+from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2, CausalityError, assert_causal
 from gpt2lab.training import Trainer
-from gpt2lab.training.hardware import synchronise
 from gpt2lab.training.metrics import read_metrics
 
 DEFAULT_STEPS = 500

@@ -16,7 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt2lab.cli.settings import ModelSettings, check_counts, console, errors
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model.gpt2 import MANY_LOGITS, read_config
 from gpt2lab.training.optimizers import OptimizerName
 from gpt2lab.training.plan import Memory, Plan

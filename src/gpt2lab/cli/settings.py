@@ -14,7 +14,8 @@ import yaml
 from cyclopts import Group, Parameter, Token
 from rich.console import Console
 
-from gpt2lab.config import GPT2Config, InputError, Variant, Window, random_architecture, variant_switches
+from gpt2lab.config import GPT2Config, Variant, Window, random_architecture, variant_switches
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import Mechanism, is_mechanism

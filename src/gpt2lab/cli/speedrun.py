@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.cli.settings import check_counts, console
-from gpt2lab.config import InputError
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
-from gpt2lab.training.hardware import describe_machine
+from gpt2lab.errors import InputError
+from gpt2lab.hardware import describe_machine
 from gpt2lab.training.metrics import read_metrics
 
 TARGET = 1.88

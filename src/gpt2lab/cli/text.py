@@ -6,7 +6,6 @@ from typing import Literal
 from rich.progress import Progress
 
 from gpt2lab.cli.settings import DataSettings, errors
-from gpt2lab.config import InputError
 from gpt2lab.data import (
     BPETokenizer,
     CharTokenizer,
@@ -20,6 +19,7 @@ from gpt2lab.data import (
     split,
 )
 from gpt2lab.data.datasets import Tokens
+from gpt2lab.errors import InputError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -27,8 +27,9 @@ from gpt2lab.cli.settings import (
     training_settings_of,
 )
 from gpt2lab.cli.text import Split, Text
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
 from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from gpt2lab.config import InputError
 from gpt2lab.data.corpora import Corpus, cache_dir
 from gpt2lab.data.shards import Shards
 from gpt2lab.data.tokenizers import CharTokenizer, Tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
 Tokens = npt.NDArray[np.integer[Any]] | Shards

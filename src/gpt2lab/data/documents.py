@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.config import InputError
 from gpt2lab.data.corpora import BLOCK_BYTES, Corpus
+from gpt2lab.errors import InputError
 
 # What is looked for in folders. A file that is named may be called anything; it is a text if its name ends otherwise.
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.config import InputError
 from gpt2lab.data.documents import Piece, find_documents, read_pieces
 from gpt2lab.data.shards import MOST_IDS, MOST_TOKENS, Shards, read_shard, write_shard
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write, locked_folder
 
 RECORD = "pack.json"

@@ -17,9 +17,9 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.config import InputError
 from gpt2lab.data.corpora import cut
 from gpt2lab.data.tokenizers import Tokenizer, load_tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
 MAGIC, VERSION = 20240520, 1

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from gpt2lab.config import InputError
 from gpt2lab.data.corpora import Corpus, package_files
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"

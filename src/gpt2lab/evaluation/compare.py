@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.training import find_checkpoint
 from gpt2lab.training.metrics import read_metrics
 from gpt2lab.training.runs import read_state

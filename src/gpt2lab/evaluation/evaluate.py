@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from gpt2lab.config import InputError
 from gpt2lab.data import StatelessSampler, TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 
 

@@ -13,9 +13,9 @@ from gpt2lab.data import TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
 from gpt2lab.evaluation.evaluate import Evaluation, evaluate
 from gpt2lab.generation import Sampling, generate, stream
+from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer
-from gpt2lab.training.hardware import synchronise
 
 # Beyond and below the trained context the loss is an estimate, from this many tokens at the start of the text.
 CONTEXT_FACTORS = (0.5, 1, 2, 4, 16)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import Sampling, top_k_logits
 from gpt2lab.model import GPT2, KeyValueCache
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
-from gpt2lab.config import GPT2Config, InputError
+from gpt2lab.config import GPT2Config
+from gpt2lab.errors import InputError
 from gpt2lab.model.cache import LayerCache
 from gpt2lab.model.embeddings import Rotary, rotate
 from gpt2lab.model.kernels import attend

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
     from gpt2lab.model.gpt2 import GPT2

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 
 Bias = Callable[[Tensor, Tensor], Tensor | None]
 Kernel = Literal["causal", "band", "flex", "mask"]

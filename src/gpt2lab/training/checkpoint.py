@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 from gpt2lab.model.gpt2 import read_config
 from gpt2lab.training.distributed import as_shard, copy_share, num_processes, on_the_first, rank

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
+from gpt2lab.hardware import Compile, Precision
 from gpt2lab.training.distributed import Parallel
-from gpt2lab.training.hardware import Compile, Precision
 from gpt2lab.training.optimizers import OptimizerName, Schedule
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2lab.config import InputError, TrainingError
+from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.model import GPT2
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.plots import new_plot, save_plot
 

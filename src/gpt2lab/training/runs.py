@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gpt2lab.config import InputError
 from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
 

@@ -18,15 +18,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from gpt2lab.config import InputError, TrainingError
 from gpt2lab.data import StatelessSampler, TokenDataset
+from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.model import GPT2, assert_causal
-from gpt2lab.model.causality import positions_to_probe
-from gpt2lab.training import distributed
-from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
-from gpt2lab.training.config import TrainerConfig
-from gpt2lab.training.hardware import (
+from gpt2lab.hardware import (
     autocast,
     choose_compile,
     choose_device,
@@ -34,6 +29,11 @@ from gpt2lab.training.hardware import (
     peak_flops,
     peak_memory,
 )
+from gpt2lab.model import GPT2, assert_causal
+from gpt2lab.model.causality import positions_to_probe
+from gpt2lab.training import distributed
+from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
+from gpt2lab.training.config import TrainerConfig
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
 from gpt2lab.training.runs import TrainingState, checkpoints_of

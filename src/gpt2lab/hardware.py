@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from gpt2lab.config import InputError
+from gpt2lab.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
