@@ -28,7 +28,7 @@ TRAININGS = {
     "modern": "--variant modern",
     "adamw": "--variant modern --optimizer adamw --schedule cosine",
     "dropout": "--variant original --dropout 0.2 --no-tie-embeddings --no-bias --activation relu",
-    "accumulation": "--variant modern --window 8,full --batch-size 4 --accumulation-steps 3",
+    "accumulation": "--variant modern --window 8,full --accumulation-steps 3",
     "two processes": "--variant modern --processes 2",
 }
 SAMPLINGS: tuple[dict[str, Any], ...] = (

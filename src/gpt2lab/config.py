@@ -1,95 +1,127 @@
 """Sizes and switches of a model, their validation, and the named variants.
 
 Everything that shapes a model stands here, and nothing that trains, stores or reads text: this file
-imports nothing of the project but its errors.
+imports nothing of the project but its errors and how options are declared.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Any, Literal
 
 from gpt2lab.errors import InputError
+from gpt2lab.options import check, option
 
 Position = Literal["learned", "rope", "none"]
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 Window = int | tuple[int | None, ...] | None
 
 
+def parse_window(value: Any) -> Window:
+    """The window that is meant by ``128``, ``"full"``, ``"128,128,full"`` or a list such as ``[128, None]``.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        try:
+            windows = tuple(None if part == "full" else int(part) for part in parts)
+        except ValueError:
+            raise InputError(
+                f'window is {value!r}; give a number, "full", or several with commas: 128,128,full'
+            ) from None
+        return windows[0] if len(windows) == 1 else windows
+    return tuple(None if part == "full" else part for part in value) if isinstance(value, list | tuple) else value
+
+
+def spell_window(window: Window) -> str:
+    """A window as flags and files have it; the inverse of :func:`parse_window`."""
+    windows = window if isinstance(window, tuple) else (window,)
+    return ",".join("full" if w is None else str(w) for w in windows)
+
+
 @dataclass(frozen=True)
-class GPT2Config:
+class Sizes:
+    """How large a GPT-2 is."""
+
+    vocab_size: int = option(
+        meaning='number of token ids, V. 0 means "not known yet": the first data set settles it.', least=0
+    )
+    max_seq_len: int = option(
+        meaning="the context, T, in tokens: a limit for learned positions, the trained length for the others.", least=1
+    )
+    embed_dim: int = option(meaning="width of the residual stream, C.", least=1)
+    num_heads: int = option(meaning="query heads, H; each is embed_dim / num_heads wide.", least=1)
+    ff_hidden_dim: int = option(meaning="hidden width of the feed-forward network (GPT-2: 4 · embed_dim).", least=1)
+    num_layers: int = option(meaning="transformer blocks.", least=1)
+
+
+@dataclass(frozen=True)
+class Switches:
+    """How a GPT-2 may differ from the original; with every default it does not."""
+
+    position: Position = option(
+        "learned",
+        'how the model knows the order of tokens: "learned" (GPT-2), "rope" (rotary: Su et al. 2021, arXiv:2104.09864) '
+        'or "none".',
+    )
+    rope_theta: float = option(10_000.0, "base of the rotary frequencies.", above=0)
+    num_kv_heads: int | None = option(
+        None,
+        "key/value heads, K, shared by groups of query heads (GQA: Ainslie et al. 2023, arXiv:2305.13245); 1 is "
+        "multi-query (Shazeer 2019, arXiv:1911.02150).",
+        default="as many as query heads",
+    )
+    window: Window = option(
+        None,
+        'how many latest tokens each token sees, itself included: a number, "full" for all, or one for each layer in '
+        'turn, such as "128,128,full".',
+        parse=parse_window,
+        spell=spell_window,
+        default="full",
+    )
+    tie_embeddings: bool = option(True, "the output layer is the token embedding, as in GPT-2.")
+    bias: bool = option(True, "biases in linear layers and LayerNorms.")
+    dropout: float = option(
+        0.0,
+        "share dropped of the embeddings and of each residual branch in training. (Not of the attention weights: the "
+        "fast kernels never hold those, and would not agree on it.)",
+        least=0,
+        below=1,
+    )
+    layer_norm_epsilon: float = option(1e-5, "added to the variance in a LayerNorm.", above=0)
+    activation: Activation = option("gelu_tanh", "of the feed-forward network; GPT-2's GELU is the tanh approximation.")
+
+
+@dataclass(frozen=True)
+class GPT2Config(Switches, Sizes):
     """Sizes and switches of a GPT-2; with every switch at its default it is GPT-2 itself.
 
-    Sizes:
-        vocab_size: number of token ids, V. 0 means "not known yet": the first data set settles it.
-        max_seq_len: the context, T: a limit for learned positions, the trained length for the others.
-        embed_dim: width of the residual stream, C.
-        num_heads: query heads, H; each is ``head_dim = embed_dim / num_heads`` wide.
-        ff_hidden_dim: hidden width of the feed-forward network (GPT-2: 4 · embed_dim).
-        num_layers: transformer blocks.
+    The sizes come first: ``GPT2Config(vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)``.
 
-    Switches:
-        position: ``"learned"`` (GPT-2), ``"rope"`` (Su et al. 2021, arXiv:2104.09864) or ``"none"``.
-        rope_theta: base of the rotary frequencies.
-        num_kv_heads: key/value heads, K, shared by groups of query heads (GQA, Ainslie et al. 2023,
-            arXiv:2305.13245); 1 is multi-query (Shazeer 2019, arXiv:1911.02150); None: as many as query heads.
-        window: how many latest tokens each token sees, itself included; None: all; a tuple is repeated over
-            the layers, so ``(128, 128, 128, None)`` leaves every fourth layer unwindowed.
-        tie_embeddings: the output layer is the token embedding, as in GPT-2.
-        bias: biases in linear layers and LayerNorms.
-        dropout: share dropped of the embeddings and of each residual branch in training. (Not of the attention
-            weights: the fast kernels never hold those, and would not agree on it.)
-        layer_norm_epsilon: added to the variance.
-        activation: of the feed-forward network; GPT-2's GELU is the tanh approximation.
+    Attributes:
         attention: name and hash of a user's own mechanism, which has to be passed again on loading.
 
     Raises:
         InputError: for any combination that cannot be built, with the numbers that clash.
     """
 
-    vocab_size: int
-    max_seq_len: int
-    embed_dim: int
-    num_heads: int
-    ff_hidden_dim: int
-    num_layers: int
-    position: Position = "learned"
-    rope_theta: float = 10_000.0
-    num_kv_heads: int | None = None
-    window: Window = None
-    tie_embeddings: bool = True
-    bias: bool = True
-    dropout: float = 0.0
-    layer_norm_epsilon: float = 1e-5
-    activation: Activation = "gelu_tanh"
     attention: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rope_theta", "dropout", "layer_norm_epsilon"):
-            value = getattr(self, name)
-            _require(isinstance(value, int | float), f"{name} is {value!r}; it has to be a number")
+        check(self)
         if isinstance(self.window, list):  # JSON and YAML know no tuples
             object.__setattr__(self, "window", tuple(self.window))
-        for name in ("max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"):
-            _require(
-                _is_count(getattr(self, name)),
-                f"{name} is {getattr(self, name)!r}; it has to be a whole number, 1 or more",
+        if self.embed_dim % self.num_heads:
+            divisors = [n for n in range(1, min(self.embed_dim, 4096) + 1) if self.embed_dim % n == 0]
+            raise InputError(
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
+                f"use one of {', '.join(map(str, divisors[:12]))}"
             )
         _require(
-            _is_count(self.vocab_size) or (type(self.vocab_size) is int and self.vocab_size == 0),
-            f"vocab_size is {self.vocab_size!r}; it has to be 1 or more",
-        )
-        divisors = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0]
-        _require(
-            self.embed_dim % self.num_heads == 0,
-            f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
-            f"use one of {', '.join(map(str, divisors[:12]))}",
-        )
-        _require(
-            self.num_kv_heads is None or (_is_count(self.num_kv_heads) and self.num_heads % self.num_kv_heads == 0),
+            self.num_kv_heads is None or (self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0),
             f"num_kv_heads={self.num_kv_heads} does not divide num_heads={self.num_heads}; each key/value head "
             "serves an equal group of query heads",
         )
@@ -99,22 +131,13 @@ class GPT2Config:
         )
         windows = self.window if isinstance(self.window, tuple) else (self.window,)
         _require(
-            len(windows) > 0 and all(w is None or _is_count(w) for w in windows),
+            len(windows) > 0 and all(w is None or (type(w) is int and w >= 1) for w in windows),
             f"window is {self.window!r}; a window counts the token itself, so it is 1 or more (or None for all)",
         )
-        for name, allowed in (("position", get_args(Position)), ("activation", get_args(Activation))):
-            value = getattr(self, name)
-            _require(value in allowed, f"{name} is {value!r}; it has to be one of {', '.join(allowed)}")
         _require(
             self.position != "rope" or self.head_dim % 2 == 0,
             f"RoPE turns pairs of dimensions, but embed_dim={self.embed_dim} with num_heads={self.num_heads} "
             f"makes head_dim={self.head_dim}, which is odd",
-        )
-        _require(self.rope_theta > 0, f"rope_theta is {self.rope_theta}; it has to be positive")
-        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it has to be at least 0 and below 1")
-        _require(
-            self.layer_norm_epsilon > 0,
-            f"layer_norm_epsilon is {self.layer_norm_epsilon}; it has to be positive",
         )
 
     @property
@@ -133,8 +156,7 @@ class GPT2Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they are written to JSON and YAML."""
-        values = dataclasses.asdict(self)
-        return values | {"window": list(self.window) if isinstance(self.window, tuple) else self.window}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
@@ -145,10 +167,6 @@ class GPT2Config:
         _require(not set(values) - known, f"unknown model settings: {', '.join(sorted(set(values) - known))}")
         _require(required <= set(values), f"missing model settings: {', '.join(sorted(required - set(values)))}")
         return cls(**values)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _require(condition: bool, message: str) -> None:
@@ -191,6 +209,8 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
     """
     if seed < 0:
         raise InputError(f"the seed of a random architecture is {seed}; it has to be 0 or more")
+    import numpy as np
+
     rng = np.random.default_rng(seed)
 
     def draw(options: list[Any]) -> Any:

@@ -1,0 +1,219 @@
+"""One declaration per option: what it means, what it may be, and who may change it.
+
+An option is a field of a frozen dataclass, declared with :func:`option`. Flags, files of settings, keywords, help, the
+arms of a comparison and the docs are made from these declarations. :func:`converted` brings a value from a flag, a file
+or Python to the declared type, the same way for all three; :func:`check` then looks at types and limits.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from gpt2lab.errors import InputError
+
+# Who decides on an option in a comparison: an arm or all of them ("any"), an arm alone ("arm"), all arms together
+# ("all"), or the comparison with an option of its own, such as contexts for context_size ("none").
+InComparison = Literal["any", "arm", "all", "none"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option besides its name, type and default.
+
+    Attributes:
+        meaning: for help and docs.
+        least, above, most, below: limits of a number.
+        on_resume: whether a run that goes on may have another value.
+        in_comparison: who decides on it in a comparison.
+        parse: reads the value where its type alone does not say how, such as ``"128,128,full"``.
+        spell: the inverse of ``parse``, for flags and files.
+        older: older names of the option.
+        spellings: other ways to write a value.
+        default: in words, where the default is no plain value.
+    """
+
+    meaning: str
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    on_resume: bool = False
+    in_comparison: InComparison = "any"
+    parse: Callable[[Any], Any] | None = None
+    spell: Callable[[Any], Any] | None = None
+    older: tuple[str, ...] = ()
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default: str | None = None
+
+
+def option(value: Any = MISSING, meaning: str = "", **declared: Any) -> Any:
+    """A field of a settings class: its default (without one it has to be given), and what :class:`Option` declares."""
+    return field(default=value, metadata={"option": Option(meaning, **declared)})
+
+
+def declared(of: Field[Any]) -> Option:
+    """What was declared of a field."""
+    found: Option = of.metadata["option"]
+    return found
+
+
+def options_of(*kinds: type) -> dict[str, tuple[Any, Field[Any]]]:
+    """Type and field of every option of these settings classes, by name."""
+    return {
+        of.name: (get_type_hints(kind)[of.name], of)
+        for kind in kinds
+        for of in dataclasses.fields(kind)
+        if "option" in of.metadata
+    }
+
+
+def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The options that are given, under their names of today and converted to their types.
+
+    Args:
+        kinds: the settings classes that declare them.
+        given: values by name; older names and spellings count.
+        where: where they stand, for messages, such as the path of a file.
+
+    Raises:
+        InputError: an unknown name, with a suggestion, or a value that the option cannot have.
+    """
+    known = options_of(*kinds)
+    today = {older: name for name, (_, of) in known.items() for older in declared(of).older} | {n: n for n in known}
+    place = f"{where}: " if where else ""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in today:
+            raise InputError(f"{place}there is no option {name!r}{meant(str(name), known)}")
+        kind, of = known[today[name]]
+        try:
+            found[today[name]] = converted(today[name], kind, declared(of), value)
+        except InputError as error:
+            raise InputError(f"{place}{error}") from None
+    return found
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the one that was meant, or all that are known."""
+    close = difflib.get_close_matches(name, [*known], 1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def converted(name: str, kind: Any, about: Option, value: Any) -> Any:
+    """A value as the option's type has it, from text, YAML, TOML or Python.
+
+    Raises:
+        InputError: it cannot be brought to that type.
+    """
+    if isinstance(value, str):
+        value = about.spellings.get(value.lower(), value)
+    if about.parse is not None:
+        return about.parse(value)
+    kinds = _alternatives(kind)
+    if value is None and type(None) in kinds:
+        return None
+    for one in kinds:
+        if (found := _as(one, value)) is not None:
+            return found
+    raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one that it is."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _as(kind: Any, value: Any) -> Any:  # noqa: PLR0911
+    """The value as that kind, or None if it is none."""
+    if get_origin(kind) is Literal:
+        if isinstance(value, bool):  # YAML reads a bare yes or no so
+            value = "yes" if value else "no"
+        return value if value in get_args(kind) else None
+    if get_origin(kind) is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or len(parts) != len(get_args(kind)):
+            return None
+        items = tuple(_as(one, part) for one, part in zip(get_args(kind), parts, strict=True))
+        return None if None in items else items
+    if kind is bool:
+        return _TRUTHS.get(value.lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
+    if kind in (int, float):
+        return _number(kind, value)
+    if kind is Path:
+        return Path(value).expanduser() if isinstance(value, str | Path) else None
+    if kind is str:
+        return str(value) if isinstance(value, str | Path) else None
+    return value if isinstance(kind, type) and isinstance(value, kind) else None
+
+
+_TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def _number(kind: type, value: Any) -> int | float | None:
+    if isinstance(value, str):
+        try:
+            value = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            return None
+        if kind is int and isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            value = int(value)  # 1e6
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return None
+    return value
+
+
+def check(settings: Any) -> None:
+    """Look at type and limits of every option of a settings object.
+
+    Raises:
+        InputError: naming the first that is wrong, its value, and what it has to be.
+    """
+    for name, (kind, of) in options_of(type(settings)).items():
+        about, value = declared(of), getattr(settings, name)
+        kinds = _alternatives(kind)
+        if about.parse is not None or (value is None and type(None) in kinds):
+            continue
+        exact = not isinstance(value, str) or not {int, float, bool} & set(kinds)  # text is converted before, or wrong
+        if not exact or all(_as(one, value) is None for one in kinds) or not _within(value, about):
+            raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
+
+
+def _within(value: Any, about: Option) -> bool:
+    if not isinstance(value, int | float):
+        return True
+    return (
+        math.isfinite(value)
+        and (about.least is None or value >= about.least)
+        and (about.above is None or value > about.above)
+        and (about.most is None or value <= about.most)
+        and (about.below is None or value < about.below)
+    )
+
+
+def expected(kind: Any, about: Option) -> str:
+    """What a value has to be, in words: ``a whole number, 1 or more``."""
+    kinds = _alternatives(kind)
+    if get_origin(kind) is tuple:
+        return f"{len(get_args(kind))} numbers, each {limits(about)}"
+    choices = [str(choice) for one in kinds if get_origin(one) is Literal for choice in get_args(one)]
+    if choices:
+        return f"one of {', '.join(choices)}"
+    words = "a whole number" if int in kinds else "a number" if float in kinds else ""
+    words = words or ("yes or no" if bool in kinds else "text")
+    return f"{words}, {limits(about)}" if limits(about) else words
+
+
+def limits(about: Option) -> str:
+    """The limits of a number in words: ``1 or more``, ``above 0 and at most 1``."""
+    low = f"at least {about.least:g}" if about.least is not None else ""
+    low = f"above {about.above:g}" if about.above is not None else low
+    high = f"at most {about.most:g}" if about.most is not None else ""
+    high = f"below {about.below:g}" if about.below is not None else high
+    if about.least is not None and not high:
+        return f"{about.least:g} or more"
+    return " and ".join(filter(None, (low, high)))
