@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from gpt2lab.data import CharDataset, CharTokenizer, StatelessSampler, TokenDataset
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.evaluation import evaluate
-from gpt2lab.hardware import choose_compile, choose_device, choose_precision
+from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
+from gpt2lab.training.choices import choose_compile, choose_precision
 from gpt2lab.training.metrics import Record, read_metrics, tensorboard_sink
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock

@@ -14,7 +14,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,8 @@ from gpt2lab.model import GPT2
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from gpt2lab.training.config import TrainerConfig
+    from gpt2lab.runs.settings import TrainerConfig
 
-Parallel = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
 

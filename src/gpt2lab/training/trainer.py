@@ -21,22 +21,16 @@ from torch.utils.data import DataLoader, Dataset
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.hardware import (
-    autocast,
-    choose_compile,
-    choose_device,
-    choose_precision,
-    peak_flops,
-    peak_memory,
-)
+from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import positions_to_probe
+from gpt2lab.runs.folder import TrainingState, checkpoints_of
+from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training import distributed
 from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
-from gpt2lab.training.config import TrainerConfig
+from gpt2lab.training.choices import choose_compile, choose_precision
 from gpt2lab.training.metrics import MetricsFile, ProgressDisplay, Record, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
-from gpt2lab.training.runs import TrainingState, checkpoints_of
 from gpt2lab.training.signals import Signals
 
 Batch = tuple[Tensor, Tensor]
