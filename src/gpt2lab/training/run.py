@@ -145,6 +145,8 @@ def train(**given: Any) -> Run:
 
 def launch(options: Mapping[str, Any]) -> int:
     """Train in several processes of this machine; returns the exit code."""
+    if options["processes"] < 1:
+        raise InputError(f"--processes is {options['processes']}; it has to be 1 or more")
     if isinstance(options.get("attention"), type):
         raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
     told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
