@@ -1,6 +1,6 @@
 """A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
 
-``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes.
+``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes, or a training of its own.
 """
 
 import datetime
@@ -361,7 +361,7 @@ def _work() -> int:
         run = train(**options)
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(ended(run, options.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
