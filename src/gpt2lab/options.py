@@ -198,6 +198,8 @@ def check(settings: Any) -> None:
 
 
 def _within(value: Any, about: Option) -> bool:
+    if isinstance(value, tuple):
+        return all(_within(one, about) for one in value)
     if not isinstance(value, int | float):
         return True
     return (

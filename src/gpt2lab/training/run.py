@@ -1,6 +1,6 @@
 """A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
 
-``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes.
+``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes, or a training of its own.
 """
 
 import datetime
@@ -145,6 +145,8 @@ def train(**given: Any) -> Run:
 
 def launch(options: Mapping[str, Any]) -> int:
     """Train in several processes of this machine; returns the exit code."""
+    if options["processes"] < 1:
+        raise InputError(f"--processes is {options['processes']}; it has to be 1 or more")
     if isinstance(options.get("attention"), type):
         raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
     told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
@@ -359,7 +361,7 @@ def _work() -> int:
         run = train(**options)
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(ended(run, options.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
