@@ -67,7 +67,7 @@ def stream(
         raise InputError(f"the prompt has the id {strange[0]}, but the model knows 0 to {vocab_size - 1}")
     sampling = sampling or Sampling()
     context = model.config.max_seq_len
-    device = model.final_norm.weight.device
+    device = model.device
     was_training, dropped = model.training, False
     rows = [prompt.to(device) for prompt in prompts]  # what each row's logits depend on
     if not model.endless:

@@ -2,21 +2,18 @@
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write
+from gpt2lab.model import saving
 from gpt2lab.model.attention import Mechanism, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import KeyValueCache
@@ -156,7 +153,7 @@ class GPT2(nn.Module):
             dataclasses.replace(self.config, vocab_size=vocab_size),
             attention=self.mechanism_class,
             seed=self.seed,
-        ).to(self.embeddings.token.weight.device, self.embeddings.token.weight.dtype)
+        ).to(self.device, self.dtype)
         self.config = self.embeddings.config = fresh.config
         self.embeddings.token = fresh.embeddings.token
         if not self.config.tie_embeddings:
@@ -212,6 +209,16 @@ class GPT2(nn.Module):
         return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.final_norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.final_norm.weight.dtype
+
+    @property
     def endless(self) -> bool:
         """Whether the model can write for ever in constant memory: a window in every layer, no learned positions."""
         return self.config.position != "learned" and all(block.attention.window for block in self.blocks)
@@ -245,7 +252,7 @@ class GPT2(nn.Module):
 
     def cache_bytes(self, num_tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of keys and values that a text of that many tokens needs: a windowed layer keeps only its window."""
-        size = (dtype or self.final_norm.weight.dtype).itemsize
+        size = (dtype or self.dtype).itemsize
         return sum(
             2
             * block.attention.num_kv_heads
@@ -257,56 +264,29 @@ class GPT2(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder."""
-        folder = Path(folder)
-        self.save_description(folder)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_write(folder / "model.safetensors") as file:
-            safetensors.torch.save_file(weights, file.name, metadata={"format": "pt"})
+        self.save_description(Path(folder))
+        saving.save_weights(Path(folder), self.state_dict())
 
     def save_description(self, folder: Path) -> None:
         """What :meth:`save` writes besides the weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "config.json") as file:
-            file.write((json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
-        if self.mechanism_class is not None:
-            with atomic_write(folder / "attention.py") as file:
-                file.write(source_of(self.mechanism_class).encode())
+        source = None if self.mechanism_class is None else source_of(self.mechanism_class)
+        saving.save_description(folder, self.config, source)
 
     @classmethod
     def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:
         """Read a model that :meth:`save` wrote. Nothing in the folder is executed.
 
+        The model has its weights in memory of its own, in the precision in which they were saved, and computes the
+        same bits as the one that was saved.
+
         Raises:
             InputError: a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        if not (folder / "model.safetensors").is_file():
-            raise InputError(f"{folder} holds no model: model.safetensors is missing")
-        model = cls.from_config(config, attention=attention)
+        model = cls.from_config(saving.read_config(folder), attention=attention)
         try:
-            weights = safetensors.torch.load_file(folder / "model.safetensors")
-            model.load_state_dict(weights, assign=True)  # in the precision in which they were saved
-        except SafetensorError as error:
-            raise InputError(f"{folder / 'model.safetensors'} is damaged or cut short: {error}") from None
+            model.load_state_dict(saving.read_weights(folder), assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
-
-
-def read_config(folder: Path) -> GPT2Config:
-    """The configuration in a folder that :meth:`GPT2.save` wrote.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = folder / "config.json"
-    try:
-        return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder} holds no model: config.json is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
