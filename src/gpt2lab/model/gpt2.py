@@ -1,5 +1,6 @@
 """The whole model."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -14,9 +15,9 @@ from torch.nn import functional as F
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model import saving
-from gpt2lab.model.attention import Mechanism, describe_mechanism, is_mechanism, source_of
+from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
-from gpt2lab.model.cache import KeyValueCache
+from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
@@ -166,6 +167,7 @@ class GPT2(nn.Module):
         *,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Logits, or with targets the mean loss.
 
@@ -173,7 +175,8 @@ class GPT2(nn.Module):
             ids: token ids, int64 (B, T).
             targets: the token that follows each one, int64 (B, T), already shifted by the data set; -100: not counted.
             positions: int64 (B or 1, T), -1 for padding on the left; None: 0 .. T-1, or on from what the cache holds.
-            cache: memory of earlier tokens, which the new ones are added to.
+            cache: memory of earlier tokens, which the new ones are added to; with it nothing can be differentiated.
+            last_only: make the logits of the last token alone, (B, 1, V).
 
         Returns:
             logits (B, T, V), or a scalar: mean cross-entropy in nats (of a large vocabulary: made without ever holding
@@ -182,24 +185,13 @@ class GPT2(nn.Module):
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
         """
-        if self.config.vocab_size == 0:
-            raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
-        length = ids.shape[1]
-        if cache is not None:
-            positions = cache.advance(ids, positions)
-        elif positions is None and self.config.position == "learned" and length > self.config.max_seq_len:
-            raise InputError(
-                f"{length} tokens were given, but this model has learned only {self.config.max_seq_len} positions "
-                f"(its context); give it at most that many"
-            )
-        at = torch.arange(length, device=ids.device)[None] if positions is None else positions
-        hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
-        for layer, block in enumerate(self.blocks):
-            hidden = block(hidden, rotary, positions, cache.layers[layer] if cache is not None else None)
-        hidden = self.final_norm(hidden)
-        head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
+        if cache is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.forward(ids, targets, positions=positions, cache=cache, last_only=last_only)
+        hidden = self.hidden(ids, positions=positions, cache=cache)
         if targets is None:
-            return F.linear(hidden, head)  # (B, T, V)
+            return self.unembed(hidden[:, -1:] if last_only else hidden)
+        head = self.output_weight
         many = ids.numel() * len(head) > MANY_LOGITS
         options = None
         if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
@@ -207,6 +199,35 @@ class GPT2(nn.Module):
             if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
                 hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
         return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
+
+    def hidden(self, ids: Tensor, *, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """The hidden states that logits are made of, (B, T, C); arguments as for the model itself."""
+        if self.config.vocab_size == 0:
+            raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
+        length = ids.shape[1]
+        chunks: dict[int, Chunk] = {}
+        if cache is not None:
+            positions, chunks = cache.begin(ids, positions)
+        elif positions is None and self.config.position == "learned" and length > self.config.max_seq_len:
+            raise InputError(
+                f"{length} tokens were given, but this model has learned only {self.config.max_seq_len} positions "
+                f"(its context); give it at most that many"
+            )
+        at = torch.arange(length, device=ids.device)[None] if positions is None else positions
+        hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
+        reading = Reading(positions, rotary, chunks)
+        for layer, block in enumerate(self.blocks):
+            hidden = block(hidden, reading, cache.layers[layer] if cache is not None else None)
+        return self.final_norm(hidden)  # type: ignore[no-any-return]
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states: (…, C) to (…, V)."""
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix of the output layer, (V, C), which is the token embedding where they are tied."""
+        return self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
 
     @property
     def device(self) -> torch.device:
@@ -218,10 +239,30 @@ class GPT2(nn.Module):
         """Precision of the weights."""
         return self.final_norm.weight.dtype
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while; whatever happens, every part has its own mode again afterwards."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @property
+    def cached(self) -> list[Cached]:
+        """What each layer remembers of a text, as its mechanism declares."""
+        return [block.attention.mechanism.cached() for block in self.blocks]
+
     @property
     def endless(self) -> bool:
-        """Whether the model can write for ever in constant memory: a window in every layer, no learned positions."""
-        return self.config.position != "learned" and all(block.attention.window for block in self.blocks)
+        """Whether the model can write for ever in constant memory: no learned positions, a window in every layer.
+
+        A window as long as the context is none.
+        """
+        T = self.config.max_seq_len
+        return self.config.position != "learned" and all((layer.slots or T) < T for layer in self.cached)
 
     def num_parameters(self) -> int:
         """Number of trained values; tied weights count once."""
@@ -254,12 +295,8 @@ class GPT2(nn.Module):
         """Bytes of keys and values that a text of that many tokens needs: a windowed layer keeps only its window."""
         size = (dtype or self.dtype).itemsize
         return sum(
-            2
-            * block.attention.num_kv_heads
-            * self.config.head_dim
-            * size
-            * min(num_tokens, block.attention.window or num_tokens)
-            for block in self.blocks
+            size * (math.prod(layer.keys) + math.prod(layer.values)) * min(num_tokens, layer.slots or num_tokens)
+            for layer in self.cached
         )
 
     def save(self, folder: str | Path) -> None:
