@@ -66,7 +66,7 @@ def evaluate(
             f"a context of {T} needs more than the {model.config.max_seq_len} positions this model learned"
         )
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
-    device = model.final_norm.weight.device
+    device = model.device
     was_training = model.training
     model.eval()
     nats, counts = torch.zeros(T, dtype=torch.float64), torch.zeros(T, dtype=torch.int64)
@@ -103,7 +103,7 @@ def estimate_loss(model: GPT2, tokens: Tokens, num_batches: int = 200, batch_siz
     T = model.config.max_seq_len  # noqa: N806
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
     sampler = StatelessSampler(len(dataset), batch_size, seed, num_steps=num_batches)
-    device = model.final_norm.weight.device
+    device = model.device
     was_training = model.training
     model.eval()
     losses: list[float] = [model(x.to(device), y.to(device)).item() for x, y in map(dataset.__getitems__, sampler)]
