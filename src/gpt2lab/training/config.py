@@ -7,8 +7,8 @@ from typing import get_args
 
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import Compile, Precision
-from gpt2lab.training.distributed import Parallel
 from gpt2lab.training.optimizers import OptimizerName, Schedule
+from gpt2lab.training.sharding import Parallel
 
 
 @dataclass

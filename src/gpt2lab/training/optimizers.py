@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2lab.model import GPT2
-from gpt2lab.training.distributed import apply_to_whole
+from gpt2lab.training.sharding import apply_to_whole
 
 OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]

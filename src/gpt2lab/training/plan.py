@@ -20,8 +20,8 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2, activations
 from gpt2lab.model.activations import FLOAT
-from gpt2lab.training.distributed import Parallel
 from gpt2lab.training.optimizers import OptimizerName
+from gpt2lab.training.sharding import Parallel
 
 
 @dataclass(frozen=True)
