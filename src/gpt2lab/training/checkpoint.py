@@ -2,6 +2,9 @@
 
 Each is written under another name, flushed, and renamed; by one process or, of shards, by all of them together. Any
 number of processes goes on from any of them.
+
+What is restored owns its memory. (A view of the file, mapped into memory, would change when the file is overwritten, end
+the process when it is cut, and lie at any address: where memory is not aligned, kernels round differently.)
 """
 
 import contextlib
@@ -243,7 +246,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
             for name in stored:
                 value, (slots, slot, parameter) = file.get_tensor(name), places[name]
                 if slot == "step":
-                    slots[slot] = value.reshape(()).to(parameter.device)
+                    slots[slot] = value.reshape(()).to(parameter.device, copy=True)  # a view of the file else
                 else:
                     slots[slot] = torch.zeros_like(parameter)
                     copy_share(value, slots[slot])
