@@ -124,15 +124,10 @@ def highest(*values: int) -> list[int]:
 
 
 def averaged(values: Sequence[Tensor]) -> list[float]:
-    """Scalars, each averaged over all processes."""
-    return [total / num_processes() for total in summed(*(value.item() for value in values))]
-
-
-def own_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """This process's rows of a batch that every process has; one row without targets where there are fewer than
-    processes, since all of them have to compute together."""
-    mine = slice(rank(), None, num_processes())
-    return (x[mine], y[mine]) if rank() < len(x) else (x[:1], torch.full_like(y[:1], -100))
+    """Scalars of this process's device, each averaged over all processes; the device is waited for once."""
+    if not values:
+        return []
+    return [total / num_processes() for total in summed(*torch.stack(list(values)).tolist())]
 
 
 def on_the_first(act: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
