@@ -10,11 +10,13 @@ __all__ = ["CharDataset", "Trainer", "TrainerConfig", "sample", "top_k_logits"]
 
 
 class TrainerConfig(gpt2lab.TrainerConfig):
-    """minGPT's names and defaults.
+    """minGPT's names and defaults; it may be changed, as there.
 
     Any further keyword is kept as an attribute, as it was there. ``lr_decay`` turns on a warm-up over
     ``warmup_tokens`` and a cosine to 10 % at ``final_tokens``; ``ckpt_path`` is a run folder.
     """
+
+    __setattr__ = object.__setattr__
 
     def __init__(
         self,

@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpt2lab import GPT2, CausalityError, ScaledDotProductAttention, SlidingWindowAttention, assert_causal
-from gpt2lab.cli.settings import DataSettings
-from gpt2lab.cli.text import Text
 from gpt2lab.data import StatelessSampler, TokenDataset
+from gpt2lab.data.text import Text
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
 
 CONTEXT, BLOCK = 25, 5
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("--text", help="file, folder or glob (default: Shakespeare's plays)")
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
-    text = Text.open(DataSettings(text=options.text))
+    text = Text.open(text=options.text)
     tokenizer = text.tokenizer
     training, test = text.dataset("train", CONTEXT), text.dataset("test", CONTEXT)
     rows, samples = [], []

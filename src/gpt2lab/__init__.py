@@ -4,25 +4,63 @@ With every switch off it is GPT-2, number for number; switched on: rotary positi
 attention, sliding windows, or a mechanism of your own.
 """
 
-from gpt2lab.config import GPT2Config
-from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
-from gpt2lab.errors import InputError
-from gpt2lab.evaluation import estimate_loss, evaluate
-from gpt2lab.generation import Sampling, generate, sample, stream
-from gpt2lab.model import (
-    GPT2,
-    CausalityError,
-    GPT2Embeddings,
-    GroupQueryAttention,
-    KeyValueCache,
-    MultiHeadAttention,
-    ScaledDotProductAttention,
-    SlidingWindowAttention,
-    TransformerBlock,
-    assert_causal,
-    attend,
-)
-from gpt2lab.training import Trainer, TrainerConfig, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt2lab.config import GPT2Config
+    from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
+    from gpt2lab.errors import InputError, TrainingError
+    from gpt2lab.evaluation.evaluate import estimate_loss
+    from gpt2lab.evaluation.runs import evaluate
+    from gpt2lab.generation import Sampling, sample, stream
+    from gpt2lab.generation.runs import generate
+    from gpt2lab.model import (
+        GPT2,
+        CausalityError,
+        GPT2Embeddings,
+        GroupQueryAttention,
+        KeyValueCache,
+        MultiHeadAttention,
+        ScaledDotProductAttention,
+        SlidingWindowAttention,
+        TransformerBlock,
+        assert_causal,
+        attend,
+    )
+    from gpt2lab.runs.folder import load
+    from gpt2lab.runs.settings import TrainerConfig
+    from gpt2lab.training.run import train
+    from gpt2lab.training.trainer import Trainer
+
+# Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
+_HOMES = {
+    "gpt2lab.config": ["GPT2Config"],
+    "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
+    "gpt2lab.errors": ["InputError", "TrainingError"],
+    "gpt2lab.evaluation.evaluate": ["estimate_loss"],
+    "gpt2lab.evaluation.runs": ["evaluate"],
+    "gpt2lab.generation": ["Sampling", "sample", "stream"],
+    "gpt2lab.generation.runs": ["generate"],
+    "gpt2lab.model": [
+        "GPT2",
+        "CausalityError",
+        "GPT2Embeddings",
+        "GroupQueryAttention",
+        "KeyValueCache",
+        "MultiHeadAttention",
+        "ScaledDotProductAttention",
+        "SlidingWindowAttention",
+        "TransformerBlock",
+        "assert_causal",
+        "attend",
+    ],
+    "gpt2lab.runs.folder": ["load"],
+    "gpt2lab.runs.settings": ["TrainerConfig"],
+    "gpt2lab.training.run": ["train"],
+    "gpt2lab.training.trainer": ["Trainer"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GPT2",
@@ -41,6 +79,7 @@ __all__ = [
     "TokenDataset",
     "Trainer",
     "TrainerConfig",
+    "TrainingError",
     "TransformerBlock",
     "assert_causal",
     "attend",
@@ -50,4 +89,17 @@ __all__ = [
     "load",
     "sample",
     "stream",
+    "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -35,6 +35,7 @@ class Option:
         older: older names of the option.
         spellings: other ways to write a value.
         default: in words, where the default is no plain value.
+        flag: whether the command line has it.
     """
 
     meaning: str
@@ -49,6 +50,7 @@ class Option:
     older: tuple[str, ...] = ()
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default: str | None = None
+    flag: bool = True
 
 
 def option(value: Any = MISSING, meaning: str = "", **declared: Any) -> Any:
@@ -89,7 +91,7 @@ def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = 
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in today:
-            raise InputError(f"{place}there is no option {name!r}{meant(str(name), known)}")
+            raise InputError(f"{place}there is no option {name!r}{meant(str(name), known, flags=True)}")
         kind, of = known[today[name]]
         try:
             found[today[name]] = converted(today[name], kind, declared(of), value)
@@ -98,10 +100,22 @@ def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = 
     return found
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the one that was meant, or all that are known."""
-    close = difflib.get_close_matches(name, [*known], 1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+def meant(name: str, known: Iterable[str], flags: bool = False) -> str:
+    """The end of a sentence about an unknown name: the one that was meant (as a flag, too), or all that are known."""
+    known = [*known]
+    if not (close := difflib.get_close_matches(name, known, 1)):
+        return f"; known are {', '.join(sorted(known))}"
+    flag = f" (--{close[0].replace('_', '-')})" if flags else ""
+    return f"; did you mean {close[0]}{flag}?"
+
+
+def spelled(settings: Any) -> dict[str, Any]:
+    """The options of a settings object as flags and files have them; the inverse of :func:`given_options`."""
+    values = {name: getattr(settings, name) for name in options_of(type(settings))}
+    for name, (_, of) in options_of(type(settings)).items():
+        if (spell := declared(of).spell) is not None:
+            values[name] = spell(values[name])
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def converted(name: str, kind: Any, about: Option, value: Any) -> Any:

@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from gpt2lab.runs.folder import checkpoints_of, read_state
 from gpt2lab.training import find_checkpoint
-from gpt2lab.training.runs import checkpoints_of, read_state
 from tests.cli.conftest import TINY, Command, assert_one_sentence, program
 
 SOLID = "of the king and the queen of night. " * 30

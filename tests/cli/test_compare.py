@@ -18,10 +18,9 @@ import yaml
 
 from gpt2lab.cli import main
 from gpt2lab.cli.grid import plan
-from gpt2lab.cli.settings import ModelSettings, RunSettings
 from gpt2lab.model import GPT2
+from gpt2lab.runs.folder import read_state
 from gpt2lab.training import find_checkpoint, load
-from gpt2lab.training.runs import read_state
 from tests.cli.conftest import Command, Finished, assert_one_sentence, program, start
 
 MECHANISMS = """
@@ -282,7 +281,7 @@ def test_shards_copied_together_are_the_whole(rhyme_file: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("match", ["parameters", "compute"])
 def test_matched_arms_are_as_large_or_as_costly_as_the_original(match: Literal["parameters", "compute"]) -> None:
-    base = RunSettings(model=ModelSettings(embed_dim=32, num_heads=4, num_layers=2))
+    base = {"embed_dim": 32, "num_heads": 4, "num_layers": 2}
     arms = {name: {"variant": name} for name in ("original", "mqa", "swa", "modern")}
     planned = plan(base, arms, [12], 14, match)
     models = {arm: GPT2.from_config(settings.model.config(14)) for (_, arm), settings in planned.items()}

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from gpt2lab.model import GPT2
+from gpt2lab.runs.folder import TrainingState, find_checkpoint, load
 from gpt2lab.training.checkpoint import Snapshot, restore_training, save_checkpoint
 from gpt2lab.training.optimizers import build_optimizers
-from gpt2lab.training.runs import TrainingState, find_checkpoint, load
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
 

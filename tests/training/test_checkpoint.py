@@ -25,11 +25,12 @@ from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2
+from gpt2lab.runs.folder import TrainingState, Which, checkpoints_of, read_state, verify_checkpoint
+from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
-from gpt2lab.training.metrics import MetricsFile, Record, read_metrics
+from gpt2lab.training.metrics import MetricsFile, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
-from gpt2lab.training.runs import TrainingState, Which, checkpoints_of, read_state, verify_checkpoint
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
 

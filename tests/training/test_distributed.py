@@ -17,8 +17,8 @@ import torch
 
 from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2
+from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state, verify_checkpoint
 from gpt2lab.training.metrics import read_metrics
-from gpt2lab.training.runs import checkpoints_of, find_checkpoint, read_state, verify_checkpoint
 
 ROOT = Path(__file__).parents[2]
 WAYS = ["ddp-adamw-1", "ddp-adamw-2", "ddp-muon-1", "ddp-muon-2"]

@@ -19,10 +19,12 @@ from torch.utils.data import Dataset
 from gpt2lab.data import CharDataset, CharTokenizer, StatelessSampler, TokenDataset
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.evaluation import evaluate
-from gpt2lab.hardware import choose_compile, choose_device, choose_precision
+from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
+from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
-from gpt2lab.training.metrics import Progress, Record, read_metrics, tensorboard_sink
+from gpt2lab.training.choices import choose_compile, choose_precision
+from gpt2lab.training.metrics import read_metrics, tensorboard_sink
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
 
@@ -481,7 +483,7 @@ def test_all_that_is_told_goes_to_a_callback_if_there_is_one(
     make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer = make_trainer(max_steps=23, eval_every=8)
-    told: list[Progress] = []
+    told: list[TrainingProgress] = []
     trainer.progress, trainer.console = told.append, None
     records = recorded(trainer)
     assert [(progress.step, progress.steps) for progress in told] == [(s, 23) for s in (0, 8, 10, 16, 20, 23)]

@@ -1,4 +1,4 @@
-"""The command line. Underscores work like hyphens in every option, as in older scripts."""
+"""The command line: each command parses, calls a function of the library, and prints. Underscores work like hyphens."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 from cyclopts.exceptions import UnusedCliTokensError
 
-from gpt2lab.errors import InputError, TrainingError
+from gpt2lab.errors import InputError, TrainingError, tell
 
 app = App(
     name="gpt2lab",
@@ -30,20 +30,13 @@ app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a know
 app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
 
-typed: list[str] = []  # what main() was given, for a command that starts itself again
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
         the exit code: 0, 1 for a training that failed, 2 for wrong input, 130 when interrupted.
     """
-    from gpt2lab.cli.plan import sizes_of_model
-    from gpt2lab.cli.train import settings_file
-
-    app.config = (settings_file, sizes_of_model)
-    typed[:] = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
+    typed = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
         return int(app(typed, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -52,20 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ngpt2lab: interrupted", file=sys.stderr)
         return 130
-    except (InputError, TrainingError, CycloptsError, OSError) as error:
-        # Of a machine's processes, which all find the same input wrong, one is enough to say so.
-        if isinstance(error, TrainingError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"gpt2lab: {_sentence(error)}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, UnusedCliTokensError):
+    except UnusedCliTokensError as error:
         names = " ".join(map(str, error.unused_tokens or ()))
-        return f"{names!r} has no option in front of it, such as --text {names}; see --help"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
-    return str(error)
+        return tell(InputError(f"{names!r} has no option in front of it, such as --text {names}; see --help"))
+    except CycloptsError as error:  # one from reading a value says it better itself
+        return tell(error.__cause__ if isinstance(error.__cause__, InputError) else error)
+    except (InputError, TrainingError, OSError) as error:
+        return tell(error)
 
 
 def _with_hyphens(token: str) -> str:

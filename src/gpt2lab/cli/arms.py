@@ -1,6 +1,5 @@
 """What a comparison is asked: its arms, from flags and files, and the claims about them."""
 
-import dataclasses
 import difflib
 import itertools
 import re
@@ -9,18 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gpt2lab.cli.grid import Options
-from gpt2lab.cli.settings import ModelSettings, format_window
-from gpt2lab.config import Variant, random_architecture
+from gpt2lab.config import Variant, random_architecture, spell_window
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, Claim, MeasureName
-from gpt2lab.training import TrainerConfig
+from gpt2lab.options import declared, options_of
+from gpt2lab.runs.settings import SETTINGS
 
-# What the grid itself decides, so that an arm cannot.
-OF_THE_GRID = {
-    *("context_size", "random_config", "random_seed", "max_steps", "max_epochs", "batch_size", "accumulation_steps"),
-    *("eval_every", "eval_tokens", "checkpoint_every", "device", "precision", "compile", "num_workers", "seed", "out"),
-}
-ARM_OPTIONS = {f.name for kind in (ModelSettings, TrainerConfig) for f in dataclasses.fields(kind)} - OF_THE_GRID
+ARM_OPTIONS = {n for n, (_, of) in options_of(*SETTINGS).items() if declared(of).in_comparison in ("any", "arm")}
 
 
 def read_arms(
@@ -70,7 +64,7 @@ def _drawn(count: int, seed: int, context: int) -> dict[str, Options]:
     while len(distinct) < count:
         if (drawn := next(draws)) not in distinct:
             distinct.append(drawn)
-    return {f"random-{n}": drawn | {"window": format_window(drawn["window"])} for n, drawn in enumerate(distinct, 1)}
+    return {f"random-{n}": drawn | {"window": spell_window(drawn["window"])} for n, drawn in enumerate(distinct, 1)}
 
 
 def _check_arms(arms: dict[str, Options]) -> None:

@@ -21,25 +21,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpt2lab.cli.settings import (
-    RunSettings,
-    console,
-    data_settings_of,
-    load_attention,
-    read_settings,
-    training_settings_of,
-)
-from gpt2lab.cli.text import Text
+from gpt2lab.cli.screen import console
 from gpt2lab.data import Tokenizer
-from gpt2lab.errors import InputError
+from gpt2lab.data.text import Text
+from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.evaluation.compare import CELL, MEASUREMENTS, SPEED
 from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import describe_machine
 from gpt2lab.model import GPT2
-from gpt2lab.training import Trainer, find_checkpoint, load
+from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load, read_state
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import RunSettings, read_settings
+from gpt2lab.training import Trainer
 from gpt2lab.training.metrics import read_metrics
-from gpt2lab.training.runs import checkpoints_of, read_state
 
 LOG = "log.txt"
 
@@ -92,7 +87,7 @@ def _is_trained(folder: Path) -> bool:
 
 def run_cell(folder: Path) -> int:
     """Train and measure one cell, or what is left of it; returns the exit code."""
-    from gpt2lab.cli import main
+    from gpt2lab.training.run import train
 
     with (folder / CELL).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until another process, left over from a killed comparison, is done
@@ -100,16 +95,23 @@ def run_cell(folder: Path) -> int:
             return 0
         settings = read_settings(folder / CELL)
         if not _is_trained(folder):
-            begun = checkpoints_of(folder)
-            what = ["--resume", str(folder)] if begun else ["--config", str(folder / CELL), "--out", str(folder)]
             spec = settings.get("attention")
-            status = main(["train", *what, *(["--attention", spec] if spec else [])])
+            try:
+                if checkpoints_of(folder):
+                    trained = train(resume=folder, attention=spec)
+                else:
+                    trained = train(config=folder / CELL, out=folder, attention=spec)
+            except TrainingError as error:
+                status = tell(error)
+            else:
+                status = 0 if trained.stopped_by is None else 128 + trained.stopped_by
             if _only_tunes(folder):
                 return 0 if is_finished(folder) else status
             if status != 0:
                 return status
         model, tokenizer = _load(folder)
-        text = Text.open(data_settings_of(folder), tokenizer)
+        data = RunSettings.read(folder / "config.yaml").data
+        text = Text.open(**(dataclasses.asdict(data) | {"tokenizer": tokenizer}))
         measured = measure(model, tokenizer, text.tokens("test"), seed=settings["seed"])
         with atomic_write(folder / MEASUREMENTS) as file:
             file.write(json.dumps(dataclasses.asdict(measured)).encode())
@@ -183,14 +185,15 @@ def _trainers(arms: dict[str, Path]) -> dict[str, Trainer]:
     """Trainers that go on with a cell of each arm of a context, whose text they share."""
     loaded = {arm: _load(cell) for arm, cell in arms.items()}
     first, (model, tokenizer) = next(iter(loaded.items()))
-    text = Text.open(data_settings_of(arms[first]), tokenizer)
+    settings = {arm: RunSettings.read(cell / "config.yaml") for arm, cell in arms.items()}
+    text = Text.open(**(dataclasses.asdict(settings[first].data) | {"tokenizer": tokenizer}))
     dataset = text.dataset("train", model.config.max_seq_len)
     return {
         arm: Trainer(
             model,
             dataset,
             None,
-            dataclasses.replace(training_settings_of(arms[arm]), out=None),
+            dataclasses.replace(settings[arm].training, out=None),
             console=Console(quiet=True),
         )
         for arm, (model, _) in loaded.items()

@@ -25,17 +25,20 @@ from gpt2lab.cli.grid import (
     try_all,
     tuning_cells,
 )
+from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.report import write_report
-from gpt2lab.cli.settings import DataSettings, ModelSettings, RunSettings, check_counts, console, errors, read_settings
-from gpt2lab.cli.text import Text
+from gpt2lab.cli.screen import check_counts, console, errors
+from gpt2lab.config import Variant, variant_switches
+from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, CELL, COMPARISON
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import choose_device
-from gpt2lab.training import TrainerConfig
+from gpt2lab.options import declared, given_options, options_of
+from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig, read_settings
 
 # What cannot be shared by all arms.
-ARM_CHOICES = ("variant", "context_size", "attention", "random_config", "random_seed")
+ARM_CHOICES = {n for n, (_, of) in options_of(*SETTINGS).items() if declared(of).in_comparison in ("arm", "none")}
 
 GRID = Group("Grid", sort_key=0)
 RUNNING = Group("Running", sort_key=1)
@@ -50,17 +53,18 @@ def several(kind: Any, tokens: Sequence[Token]) -> list[Any]:
 SEVERAL = Parameter(group=GRID, converter=several, negative=())
 
 
-def compare(
+@with_flags({"Model": ModelSettings, "Text": DataSettings, "Training": TrainerConfig}, ARM_CHOICES)
+def compare(  # noqa: PLR0915
     *,
     variants: Annotated[list[str] | None, SEVERAL] = None,
     arm: Annotated[list[str] | None, Parameter(group=GRID, negative=())] = None,
     contexts: Annotated[list[int] | None, SEVERAL] = None,
-    seeds: Annotated[int, Parameter(group=GRID)] = 3,
+    seeds: Annotated[int | None, Parameter(group=GRID)] = None,
     steps: Annotated[int | None, Parameter(group=GRID)] = None,
     tokens: Annotated[int | None, Parameter(group=GRID)] = None,
     minutes: Annotated[float | None, Parameter(group=GRID)] = None,
     random: Annotated[int, Parameter(group=GRID)] = 0,
-    match: Annotated[Match, Parameter(group=GRID)] = "none",
+    match: Annotated[Match | None, Parameter(group=GRID)] = None,
     tune: Annotated[bool, Parameter(group=GRID, negative=())] = False,
     config: Annotated[Path | None, Parameter(group=RUNNING)] = None,
     threads: Annotated[int, Parameter(group=RUNNING)] = 1,
@@ -68,9 +72,7 @@ def compare(
     ray: Annotated[str | None, Parameter(group=RUNNING)] = None,
     rounds: Annotated[int, Parameter(group=RUNNING)] = 9,
     max_hours: Annotated[float, Parameter(group=RUNNING)] = 24.0,
-    data: DataSettings = DataSettings(),  # noqa: B008
-    model: ModelSettings = ModelSettings(),  # noqa: B008
-    training: Annotated[TrainerConfig, Parameter(name="*", group=Group("Training", sort_key=3))] = TrainerConfig(),  # noqa: B008
+    options: object = None,
 ) -> int:
     """Find out what a switch really does: train several variants alike, and measure them on text they have not seen.
 
@@ -120,9 +122,28 @@ def compare(
     max_hours
         A grid that is estimated to take longer is refused.
     """
+    written = read_settings(config) if config is not None else {}
+    own = ("arms", "claims", "settled_steps", "contexts", "seeds", "steps", "tokens", "minutes", "match", "tune")
+    in_file = given_options(SETTINGS, {n: v for n, v in written.items() if n not in own}, str(config))
+    typed = given(options)
+    if "text" in typed or "corpus" in typed:
+        in_file = {name: v for name, v in in_file.items() if name not in ("text", "corpus", "text_sha256")}
+    shared = in_file | typed
+    contexts = contexts or written.get("contexts")
+    steps, tokens, minutes = (
+        (steps, tokens, minutes)
+        if any(size is not None for size in (steps, tokens, minutes, shared.get("max_steps")))
+        else (written.get("steps"), written.get("tokens"), written.get("minutes"))
+    )
+    seeds = written.get("seeds", 3) if seeds is None else seeds
+    match = written.get("match", "none") if match is None else match
+    tune = tune or bool(written.get("tune"))
+    data, training = (
+        DataSettings(**{n: v for n, v in shared.items() if n in options_of(DataSettings)}),
+        TrainerConfig(**{n: v for n, v in shared.items() if n in options_of(TrainerConfig)}),
+    )
     out = Path(training.out or "runs/compare")
     contexts = contexts or [64]
-    written = read_settings(config) if config is not None else {}
     arms = read_arms(variants, arm, written.get("arms"), random, training.seed, contexts)
     claims = read_claims(written.get("claims"), arms, contexts)
     part, parts = _shard(shard)
@@ -131,11 +152,11 @@ def compare(
         raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
     before = _before(out, claims, contexts)
     check_counts(seeds=seeds, threads=threads, rounds=rounds)
-    _check(data, model, training)
+    _check(shared, data, training)
     with console.status("reading the text"):
-        text = Text.open(data)
+        text = Text.open(**dataclasses.asdict(data))
     console.print(text.describe(), highlight=False)
-    base = RunSettings(dataclasses.replace(data, text_sha256=text.corpus.sha256), model, training)
+    base = shared | {"text_sha256": text.corpus.sha256}
     planned = plan(base, arms, contexts, text.tokenizer.vocab_size, match)
     grid = {"arms": arms, "claims": claims, "contexts": contexts, "seeds": seeds, "match": match, "tune": tune}
     step_seconds = try_all(planned, text, out, threads)
@@ -217,9 +238,8 @@ def _budget(**sizes: float | None) -> dict[str, float]:
     return given
 
 
-def _check(data: DataSettings, model: ModelSettings, training: TrainerConfig) -> None:
-    default = ModelSettings()
-    if any(getattr(model, name) != getattr(default, name) for name in ARM_CHOICES):
+def _check(shared: Options, data: DataSettings, training: TrainerConfig) -> None:
+    if any(name in ARM_CHOICES for name in shared):
         raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")
     if training.max_epochs is not None:
         raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
@@ -244,10 +264,12 @@ def _before(out: Path, claims: list[dict[str, Any]], contexts: list[int]) -> dic
     return before
 
 
-def _save(out: Path, grid: Options, base: RunSettings) -> None:
+def _save(out: Path, grid: Options, base: Options) -> None:
     """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
     path = out / COMPARISON
-    shared = {name: value for name, value in base.values().items() if name not in (*ARM_CHOICES, "max_steps")}
+    of_variants = {switch for name in get_args(Variant) for switch in variant_switches(name, 64, 4)} - set(base)
+    left_out = {*ARM_CHOICES, "max_steps", *of_variants}
+    shared = {name: value for name, value in RunSettings.of(base).values().items() if name not in left_out}
     values = {name: value for name, value in grid.items() if value is not None} | shared
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

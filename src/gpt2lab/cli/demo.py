@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gpt2lab.cli.evaluate import evaluate_command
 from gpt2lab.cli.generate import generate_command
-from gpt2lab.cli.settings import console, errors
+from gpt2lab.cli.screen import console, errors
 from gpt2lab.config import Variant
-from gpt2lab.training import find_checkpoint
+from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state
 from gpt2lab.training.metrics import plot_losses, read_metrics
-from gpt2lab.training.runs import checkpoints_of, read_state
+from gpt2lab.training.run import ended, train
 
 VARIANTS: tuple[Variant, ...] = ("modern", "original")
 
@@ -28,8 +28,6 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
     max_steps
         Steps of each training; 2000 take about three minutes on two cores.
     """
-    from gpt2lab.cli import main
-
     for variant in VARIANTS:
         run = out / variant
         console.rule(f"training {variant}")
@@ -37,12 +35,15 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
         if begun and read_state(find_checkpoint(run, "last")).step >= max_steps:
             console.print(f"{run} is trained already")
             continue
-        where = ["--resume", str(run)] if begun else ["--variant", variant, "--out", str(run)]
-        status = main(["train", *where, "--max-steps", str(max_steps)])
-        if status != 0:
+        if begun:
+            trained = train(resume=run, max_steps=max_steps)
+        else:
+            trained = train(variant=variant, out=run, max_steps=max_steps)
+        print(ended(trained))
+        if trained.stopped_by is not None:
             again = f"gpt2lab demo --out {shlex.quote(str(out))} --max-steps {max_steps}"
             errors.print(f"the demo goes on from there with the same command: {again}", highlight=False)
-            return status
+            return 128 + trained.stopped_by
     runs = [out / variant for variant in VARIANTS]
     plot = out / "loss.svg"
     plot_losses({run.name: read_metrics(run / "metrics.jsonl") for run in runs}, plot)

@@ -2,23 +2,21 @@
 
 import dataclasses
 import json
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from gpt2lab.cli.settings import DataSettings, console, data_settings_of, errors, load_attention
-from gpt2lab.cli.text import Split, Text
+from gpt2lab.cli.screen import console, errors
+from gpt2lab.data.text import Split
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation import Evaluation, estimate_loss, evaluate
-from gpt2lab.hardware import choose_device
+from gpt2lab.evaluation.runs import RunEvaluation, evaluate_run
 from gpt2lab.plots import new_plot, save_plot
-from gpt2lab.training import load
-from gpt2lab.training.runs import Which
+from gpt2lab.progress import shown
+from gpt2lab.runs.folder import Which
 
 
 def evaluate_command(
@@ -62,66 +60,45 @@ def evaluate_command(
     """
     if plot is not None and not plot.parent.is_dir():
         raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
-    results: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        try:
-            model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
-        except InputError as error:
-            raise InputError(f"{run}: {error}") from None
-        model.to(choose_device(device))
-        if text is None:
-            source = Text.open(data_settings_of(run), tokenizer)
-            tokens, name = source.tokens(split), f"{source.corpus.name}, {split} part"
-        else:
-            source = Text.open(DataSettings(text=text), tokenizer)
-            tokens, name = source.tokens(), source.corpus.name
-        trained = model.config.max_seq_len
-        if contexts is None:
-            longest = trained if model.config.position == "learned" else len(tokens) - 1
-            usual = (trained // 4, trained // 2, 2 * trained, 4 * trained)
-            sizes = [trained, *(c for c in usual if 1 <= c <= longest)]
-        else:
-            sizes = [trained, *(c for c in contexts if c != trained)]
-        with Progress(transient=True, console=errors, disable=not errors.is_terminal) as progress:
-            tasks = [progress.add_task(f"{run}, context {c}", total=len(tokens) - 1) for c in sizes]
-            main, *others = [
-                evaluate(model, tokens, tokenizer, c, partial(_show, progress, task))
-                for c, task in zip(sizes, tasks, strict=True)
-            ]
-            estimate = estimate_loss(model, tokens)
-        by_context = sorted([main, *others], key=lambda e: e.context_size)
-        results[str(run)] = {
-            "text": name,
-            "parameters": model.num_parameters(),
-            **dataclasses.asdict(main),
-            "estimated_loss": estimate,
-            "contexts": {e.context_size: _scores(e) for e in by_context},
+    with shown(errors) as progress:
+        results = {
+            str(run): evaluate_run(
+                run,
+                split=split,
+                text=text,
+                contexts=contexts,
+                checkpoint=checkpoint,
+                attention=attention,
+                device=device,
+                progress=progress,
+            )
+            for run in runs
         }
     if json_output:
-        print(json.dumps(results, indent=2))
+        print(json.dumps({run: _plain(found) for run, found in results.items()}, indent=2))
     else:
-        _print_tables(results)
+        print_tables(results)
     if plot is not None:
-        _plot_positions({run: result["loss_by_position"] for run, result in results.items()}, plot)
+        _plot_positions({run: found.trained.loss_by_position for run, found in results.items()}, plot)
         if not json_output:
             console.print(f"loss by position: {plot}")
     return 0
 
 
-def _show(progress: Progress, task: TaskID, done: int) -> None:
-    progress.update(task, completed=done)
+def _plain(found: RunEvaluation) -> dict[str, Any]:
+    """As JSON has it."""
+    by_context = {}
+    for one in found.contexts:
+        scores = dataclasses.asdict(one)
+        by_context[scores.pop("context_size")] = {n: v for n, v in scores.items() if n != "loss_by_position"}
+    about = {"text": found.text, "parameters": found.parameters}
+    estimated = {"estimated_loss": found.estimated_loss, "contexts": by_context}
+    return about | dataclasses.asdict(found.trained) | estimated
 
 
-def _scores(evaluation: Evaluation) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in dataclasses.asdict(evaluation).items()
-        if name not in ("context_size", "loss_by_position")
-    }
-
-
-def _print_tables(results: dict[str, dict[str, Any]]) -> None:
-    texts = {result["text"] for result in results.values()}
+def print_tables(results: Mapping[str, RunEvaluation]) -> None:
+    """A table with a line for every run and context."""
+    texts = {result.text for result in results.values()}
     table = Table(
         box=SIMPLE_HEAD,
         collapse_padding=True,
@@ -133,23 +110,23 @@ def _print_tables(results: dict[str, dict[str, Any]]) -> None:
     for column in ("context", "nats/token", "perplexity", "bits/char", "bits/byte", "accuracy"):
         table.add_column(column, justify="right", no_wrap=True)
     for run, result in results.items():
-        for context, scores in result["contexts"].items():
-            trained = context == result["context_size"]
+        for one in result.contexts:
+            trained = one.context_size == result.trained.context_size
             table.add_row(
                 Path(run).name if trained else "",
-                f"{context}",
-                f"{scores['loss']:.4f}",
-                f"{scores['perplexity']:.3f}",
-                f"{scores['bits_per_character']:.4f}",
-                f"{scores['bits_per_byte']:.4f}",
-                f"{scores['accuracy']:.2%}",
+                f"{one.context_size}",
+                f"{one.loss:.4f}",
+                f"{one.perplexity:.3f}",
+                f"{one.bits_per_character:.4f}",
+                f"{one.bits_per_byte:.4f}",
+                f"{one.accuracy:.2%}",
                 style="bold" if trained else "dim",
             )
     console.print(table)
     for run, result in results.items():
         console.print(
-            f"{run}: {result['parameters']:,} parameters, {result['tokens']:,} tokens predicted once "
-            f"each; 200 random batches, nanoGPT's protocol, estimate {result['estimated_loss']:.4f}",
+            f"{run}: {result.parameters:,} parameters, {result.trained.tokens:,} tokens predicted once "
+            f"each; 200 random batches, nanoGPT's protocol, estimate {result.estimated_loss:.4f}",
             highlight=False,
         )
 

@@ -2,21 +2,18 @@
 
 import json
 import sys
-import time
 import warnings
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from cyclopts import Group, Parameter
 
-from gpt2lab.cli.settings import console, errors, load_attention
-from gpt2lab.data import Tokenizer
-from gpt2lab.errors import InputError
-from gpt2lab.generation import Sampling, stream
-from gpt2lab.hardware import choose_device
-from gpt2lab.training import load
-from gpt2lab.training.runs import Which
+from gpt2lab.cli.screen import console, errors
+from gpt2lab.generation import Sampling
+from gpt2lab.generation.runs import generate_from_run
+from gpt2lab.runs.folder import Which
 
 
 def generate_command(
@@ -53,59 +50,33 @@ def generate_command(
     json_output
         Print prompt and texts as JSON at the end instead.
     """
-    if min(tokens, num_samples) < 1:
-        raise InputError(f"--tokens {tokens} --num-samples {num_samples}: both have to be 1 or more")
-    model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
-    model.to(choose_device(device))
-    if prompt is None:
-        prompt = "\n" if "\n" in getattr(tokenizer, "stoi", "\n") else tokenizer.decode([0])
-    ids = tokenizer.encode(prompt)
-    if len(ids) == 0:
-        raise InputError("--prompt is empty; give at least one character, such as a line break")
     live = not json_output and num_samples == 1
-    if live:
-        print(prompt, end="", flush=True)
-    written: list[torch.Tensor] = []
-    decoder = _Decoder(tokenizer)
-    started = time.perf_counter()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = lambda message, *_: errors.print(f"\\[note: {message}]", style="dim")
-            for token in stream(model, [torch.from_numpy(ids)] * num_samples, tokens, sampling):
-                written.append(token)
-                if live:
-                    print(decoder.add(int(token[0])), end="", flush=True)
-    except KeyboardInterrupt:
-        pass  # what has been written stays
-    seconds = time.perf_counter() - started
-    texts = [tokenizer.decode([int(token[row]) for token in written]) for row in range(num_samples)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: errors.print(f"\\[note: {message}]", style="dim")
+        written = generate_from_run(
+            run,
+            prompt=prompt,
+            tokens=tokens,
+            num_samples=num_samples,
+            checkpoint=checkpoint,
+            attention=attention,
+            device=device,
+            show=partial(print, end="", flush=True) if live else None,
+            **asdict(sampling),
+        )
     if json_output:
-        print(json.dumps({"prompt": prompt, "texts": texts, "seconds": seconds}, ensure_ascii=False, indent=2))
+        told = {"prompt": written.prompt, "texts": written.texts, "seconds": written.seconds}
+        print(json.dumps(told, ensure_ascii=False, indent=2))
         return 0
     if live:
         print()
     else:
-        for number, text in enumerate(texts, 1):
+        for number, text in enumerate(written.texts, 1):
             console.rule(f"{number} of {num_samples}")
-            print(prompt + text)
+            print(written.prompt + text)
     if sys.stderr.isatty():
-        count = len(written) * num_samples
-        errors.print(f"{count} tokens in {seconds:.1f} s, {1000 * seconds / max(1, count):.2f} ms each", style="dim")
-    return 0 if len(written) == tokens else 130
-
-
-class _Decoder:
-    """Text of one id after the other; a character that several ids spell appears with the last of them."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.pending: list[int] = []
-
-    def add(self, token: int) -> str:
-        self.pending.append(token)
-        text = self.tokenizer.decode(self.pending)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self.pending) < 4:
-            return ""
-        self.pending.clear()
-        return text
+        count = written.tokens * num_samples
+        each = 1000 * written.seconds / max(1, count)
+        errors.print(f"{count} tokens in {written.seconds:.1f} s, {each:.2f} ms each", style="dim")
+    return 0 if written.tokens == tokens else 130

@@ -13,16 +13,19 @@ from rich.console import Console
 from rich.progress import track
 
 from gpt2lab.cli.cells import has_diverged, is_finished
-from gpt2lab.cli.settings import ModelSettings, RunSettings, console, format_window, load_attention
-from gpt2lab.cli.text import SPLITS, Text
+from gpt2lab.cli.screen import console
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
+from gpt2lab.data.text import SPLITS, Text
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED
 from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2, CausalityError, assert_causal
+from gpt2lab.options import given_options
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import SETTINGS, ModelSettings, RunSettings
 from gpt2lab.training import Trainer
 from gpt2lab.training.metrics import read_metrics
 
@@ -51,7 +54,7 @@ def arm_folder(out: Path, key: Key) -> Path:
 
 
 def plan(
-    base: RunSettings, arms: dict[str, Options], contexts: list[int], vocab_size: int, match: Match
+    base: Options, arms: dict[str, Options], contexts: list[int], vocab_size: int, match: Match
 ) -> dict[Key, RunSettings]:
     """Settings of every arm at every context, without the seed and the steps.
 
@@ -84,25 +87,14 @@ def plan(
     return planned
 
 
-def _settings(base: RunSettings, options: Options, context: int, first_context: int) -> RunSettings:
+def _settings(base: Options, options: Options, context: int, first_context: int) -> RunSettings:
     if context < 1:
         raise InputError(f"context_size is {context}; it has to be 1 or more")
-    values = dict(options)
-    if isinstance(values.get("window"), list | int):
-        windows = values["window"] if isinstance(values["window"], list) else [values["window"]]
-        values["window"] = format_window(tuple(windows))
-    if isinstance(values.get("betas"), list):
-        values["betas"] = tuple(values["betas"])
-    fields = {field.name for field in dataclasses.fields(ModelSettings)}
-    of_model = {name: value for name, value in values.items() if name in fields}
-    batch_size = max(1, round(base.training.batch_size * first_context / context))
-    return RunSettings(
-        base.data,
-        dataclasses.replace(base.model, **({"variant": BASELINE} | of_model | {"context_size": context})),
-        dataclasses.replace(
-            base.training, batch_size=batch_size, **{n: v for n, v in values.items() if n not in of_model}
-        ),
-    )
+    usual = RunSettings.of(base).training.batch_size
+    batch_size = max(1, round(usual * first_context / context))
+    options = given_options(SETTINGS, options)
+    of_context = {"variant": BASELINE, "context_size": context, "batch_size": batch_size}
+    return RunSettings.of({**base, **of_context, **options})
 
 
 def _matched(model: GPT2, original: GPT2, match: Match) -> GPT2Config:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.progress import Progress
 
-from gpt2lab.cli.settings import check_counts, console, errors
+from gpt2lab.cli.screen import check_counts, console, errors
 from gpt2lab.data.pack import pack
+from gpt2lab.progress import shown
 
 
 def pack_command(
@@ -47,18 +47,8 @@ def pack_command(
     """
     processes = (os.cpu_count() or 1) if processes is None else processes
     check_counts(shard_tokens=shard_tokens, processes=processes)
-    with Progress(transient=True, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("starting", total=None)
-        doing = ""
-
-        def show(what: str, done: int, total: int) -> None:
-            nonlocal doing
-            if what != doing:  # what was done before this command began says nothing about the time that is left
-                bar.reset(task, description=what, completed=done, total=total)
-                doing = what
-            bar.update(task, completed=done)
-
-        try:
+    try:
+        with shown(errors) as progress:
             shards = pack(
                 inputs,
                 out,
@@ -67,12 +57,11 @@ def pack_command(
                 shard_tokens=shard_tokens,
                 text_column=text_column,
                 processes=processes,
-                progress=show,
+                progress=progress,
             )
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print("stopped; complete shards are kept, and the same command goes on", highlight=False)
-            return 130
+    except KeyboardInterrupt:
+        console.print("stopped; complete shards are kept, and the same command goes on", highlight=False)
+        return 130
     console.print(
         f"done: {len(shards):,} tokens in {len(shards.files):,} shards · "
         f"train on them with: gpt2lab train --text {shlex.quote(str(out))}",

@@ -10,18 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, ArgumentCollection, Group, Parameter
-from cyclopts.config import Dict
+from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gpt2lab.cli.settings import ModelSettings, check_counts, console, errors
+from gpt2lab.cli.options import given, with_flags
+from gpt2lab.cli.screen import check_counts, console, errors
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model.gpt2 import MANY_LOGITS, read_config
-from gpt2lab.training.optimizers import OptimizerName
+from gpt2lab.options import options_of, spelled
+from gpt2lab.runs.folder import find_checkpoint
+from gpt2lab.runs.settings import ModelSettings, OptimizerName
 from gpt2lab.training.plan import Memory, Plan
-from gpt2lab.training.runs import find_checkpoint
 
 # GPT-2 as it was published (Radford et al. 2019, table 2; the heads as in the published weights).
 SIZES = {
@@ -37,9 +38,12 @@ H100_TFLOPS = {"bfloat16": 989.0, "float32": 67.0}
 # Of the memory, for what is not counted: a GPU's libraries and buffers, and what its allocator loses between tensors.
 LEFT_FREE = 0.1
 MOST_ROWS = 1 << 16
+# What help shows as the default of an option of the model.
+UNCHANGED = dict.fromkeys(options_of(ModelSettings), "the model's")
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 (arXiv:2203.15556), table 3: compute-optimal
 
 
+@with_flags({"Model": ModelSettings}, ("random_config", "random_seed"), UNCHANGED)
 def plan(
     *,
     model: str = "gpt2",
@@ -50,12 +54,12 @@ def plan(
     accumulation_steps: int = 1,
     optimizer: OptimizerName = "muon",
     precision: Literal["float32", "bfloat16"] = "bfloat16",
-    vocab_size: int = GPT2_VOCABULARY,
+    vocab_size: int | None = None,
     peak_tflops: float | None = None,
     peak_share: float = 0.4,
     bandwidth: float | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
-    switches: Annotated[ModelSettings, Parameter(group=Group("Model", sort_key=1))] = ModelSettings(),  # noqa: B008
+    options: object = None,
 ) -> int:
     """Tell what a training would need: memory of each device, traffic, arithmetic, time, and the command for it.
 
@@ -94,6 +98,9 @@ def plan(
     json_output
         Print JSON.
     """
+    sizes, known = sizes_of_model(model)
+    vocab_size = known if vocab_size is None else vocab_size
+    switches = ModelSettings.of(sizes | given(options))
     check_counts(devices=devices, accumulation_steps=accumulation_steps, vocab_size=vocab_size)
     for name, value in (("peak-tflops", peak_tflops), ("peak-share", peak_share), ("bandwidth", bandwidth)):
         if value is not None and not 0 < value < math.inf:
@@ -201,15 +208,13 @@ def command(way: Plan, num_tokens: int) -> str:
 def model_options(config: GPT2Config) -> dict[str, object]:
     """Options of the model that make it this one: its sizes, and what is not as in GPT-2."""
     sizes = ("num_layers", "num_heads", "embed_dim")
-    plain = ModelSettings("original", config.max_seq_len, **{name: getattr(config, name) for name in sizes})
-    asked = ModelSettings.describing(config, None)
-    usual = ModelSettings.describing(plain.config(config.vocab_size), None)
-    names = [field.name for field in dataclasses.fields(asked)]
-    return {
-        name: getattr(asked, name)
-        for name in names
-        if name in ("variant", "context_size", *sizes) or getattr(asked, name) != getattr(usual, name)
-    }
+    plain = ModelSettings(
+        variant="original", context_size=config.max_seq_len, **{name: getattr(config, name) for name in sizes}
+    )
+    asked = spelled(ModelSettings.describing(config, None))
+    usual = spelled(ModelSettings.describing(plain.config(config.vocab_size), None))
+    kept = ("variant", "context_size", *sizes)
+    return {name: value for name, value in asked.items() if name in kept or value != usual[name]}
 
 
 def typed(name: str, value: object) -> str:
@@ -297,20 +302,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def sizes_of_model(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Fill options of the plan that were not typed from what --model names."""
-    if commands[:1] != ("plan",):
-        return
-    given = arguments.get("--model", default=None)
-    name = given.tokens[0].value if given is not None and given.tokens else "gpt2"
-    values: dict[str, Any] = {"variant": "original", "context_size": 1024}
+def sizes_of_model(name: str) -> tuple[dict[str, Any], int]:
+    """Options of the model that --model names, and its vocabulary."""
     if name in SIZES:
-        values |= SIZES[name]
-    elif Path(name).exists():
-        config = read_config(find_checkpoint(name, "last"))
-        settings = dataclasses.asdict(ModelSettings.describing(config, config.attention))
-        values = {key: value for key, value in settings.items() if value is not None}
-        values["vocab_size"] = config.vocab_size
-    else:
+        return {"variant": "original", "context_size": 1024} | SIZES[name], GPT2_VOCABULARY
+    if not Path(name).exists():
         raise InputError(f"--model {name} is neither a run folder nor one of {', '.join(SIZES)}")
-    Dict(values, source=f"--model {name}", use_commands_as_keys=False)(app, commands, arguments)
+    config = read_config(find_checkpoint(name, "last"))
+    described = ModelSettings.describing(config, config.attention)
+    return {option: getattr(described, option) for option in options_of(ModelSettings)}, config.vocab_size

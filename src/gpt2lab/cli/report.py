@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.cli.cells import time_arms
-from gpt2lab.cli.settings import check_counts, console
+from gpt2lab.cli.screen import check_counts, console
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import COMPARISON, collect
 from gpt2lab.evaluation.report import render, verdicts

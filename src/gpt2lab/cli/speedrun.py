@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.cli.settings import check_counts, console
+from gpt2lab.cli.screen import check_counts, console
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import describe_machine

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import yaml
 
 from gpt2lab.errors import InputError
+from gpt2lab.runs.folder import read_state
 from gpt2lab.training import find_checkpoint
 from gpt2lab.training.metrics import read_metrics
-from gpt2lab.training.runs import read_state
 
 BASELINE = "original"
 COMPARISON, CELL, MEASUREMENTS, DISQUALIFIED, SPEED = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gpt2lab.data import StatelessSampler, TokenDataset
-from gpt2lab.training.config import TrainerConfig
+from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training.processes import num_processes, rank
 
 Pair = tuple[Tensor, Tensor]

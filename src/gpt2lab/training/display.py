@@ -6,7 +6,7 @@ from typing import Self
 from rich import progress
 from rich.console import Console
 
-from gpt2lab.training.metrics import Progress
+from gpt2lab.runs.records import TrainingProgress
 
 
 class TerminalDisplay:
@@ -40,7 +40,7 @@ class TerminalDisplay:
     ) -> None:
         self.live.stop()
 
-    def __call__(self, told: Progress) -> None:
+    def __call__(self, told: TrainingProgress) -> None:
         """Show what a training tells."""
         self.live.update(self.task, completed=told.step, total=told.steps)
         if told.message:

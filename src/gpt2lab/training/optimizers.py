@@ -4,17 +4,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from functools import reduce
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2lab.model import GPT2
+from gpt2lab.runs.settings import OptimizerName, Schedule
 from gpt2lab.training.sharding import apply_to_whole
-
-OptimizerName = Literal["muon", "adamw"]
-Schedule = Literal["cosine", "wsd", "constant"]
 
 
 class _Eager(Optimizer):

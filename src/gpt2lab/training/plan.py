@@ -20,8 +20,7 @@ import torch
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2, activations
 from gpt2lab.model.activations import FLOAT
-from gpt2lab.training.optimizers import OptimizerName
-from gpt2lab.training.sharding import Parallel
+from gpt2lab.runs.settings import OptimizerName, Parallel
 
 
 @dataclass(frozen=True)

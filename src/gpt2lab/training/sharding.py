@@ -6,7 +6,7 @@ the parameters, their gradients and what the optimisers remember. Alone, everyth
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
+from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training.processes import num_processes, rank
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-    from gpt2lab.training.config import TrainerConfig
 
-Parallel = Literal["ddp", "fsdp"]
-
-
-def check_processes(config: "TrainerConfig") -> None:
+def check_processes(config: TrainerConfig) -> None:
     """Refuse what the number of processes does not allow."""
     if config.batch_size % num_processes():
         raise InputError(
@@ -40,7 +37,7 @@ def check_processes(config: "TrainerConfig") -> None:
         )
 
 
-def wrap(model: GPT2, config: "TrainerConfig", device: torch.device, precision: torch.dtype) -> nn.Module:
+def wrap(model: GPT2, config: TrainerConfig, device: torch.device, precision: torch.dtype) -> nn.Module:
     """What computes the loss of a process's rows, such that ``backward`` leaves gradients averaged over all processes.
 
     Args:

@@ -20,21 +20,17 @@ from torch.utils.data import Dataset
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.hardware import (
-    autocast,
-    choose_compile,
-    choose_device,
-    choose_precision,
-    peak_flops,
-    peak_memory,
-)
+from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import positions_to_probe
 from gpt2lab.model.modes import evaluating
+from gpt2lab.runs.folder import TrainingState, checkpoints_of
+from gpt2lab.runs.records import Record, TrainingProgress
+from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training.batches import Batch, Pair, training_batches, validation_batches
 from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
-from gpt2lab.training.config import TrainerConfig
-from gpt2lab.training.metrics import MetricsFile, Progress, Record, Sink
+from gpt2lab.training.choices import choose_compile, choose_precision
+from gpt2lab.training.metrics import MetricsFile, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
 from gpt2lab.training.processes import (
     averaged,
@@ -45,7 +41,6 @@ from gpt2lab.training.processes import (
     rank,
     summed,
 )
-from gpt2lab.training.runs import TrainingState, checkpoints_of
 from gpt2lab.training.sharding import check_processes, gathered, wrap
 from gpt2lab.training.signals import Signals
 
@@ -92,7 +87,7 @@ class Trainer:
     test_dataset: Dataset[Pair] | None = None
     config: TrainerConfig = field(default_factory=TrainerConfig)
     sinks: list[Sink] = field(default_factory=list)
-    progress: Callable[[Progress], None] | None = None
+    progress: Callable[[TrainingProgress], None] | None = None
     console: "Console | None" = None
 
     def __post_init__(self) -> None:
@@ -198,7 +193,7 @@ class Trainer:
 
     def _listeners(self, stack: ExitStack, run: Path | None) -> list[Sink]:
         """All that records go to, until the stack is left; the description is told first."""
-        self.show: Callable[[Progress], None] = lambda progress: None
+        self.show: Callable[[TrainingProgress], None] = lambda progress: None
         if rank() > 0:
             return self.sinks
         if self.progress is not None:
@@ -209,11 +204,15 @@ class Trainer:
             self.show = stack.enter_context(TerminalDisplay(self.console))
         self._say(self.describe())
         files = [stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step))] if run is not None else []
-        return [*self.sinks, *files, lambda record: self.show(Progress(self.state.step, self.steps, record=record))]
+        return [
+            *self.sinks,
+            *files,
+            lambda record: self.show(TrainingProgress(self.state.step, self.steps, record=record)),
+        ]
 
     def _say(self, message: str) -> None:
         """Tell a sentence."""
-        self.show(Progress(self.state.step, self.steps, message=message))
+        self.show(TrainingProgress(self.state.step, self.steps, message=message))
 
     def _look(self, measure: bool = False) -> None:
         """See how the steps went since the last look, and what the model is worth now. The device is waited for."""

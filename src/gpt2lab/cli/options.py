@@ -1,0 +1,75 @@
+"""Flags from declarations: a command's options are made from the settings classes that declare them."""
+
+import dataclasses
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from cyclopts import Group, Parameter, Token
+
+from gpt2lab.options import Option, converted, declared, options_of
+
+Command = TypeVar("Command", bound=Callable[..., int])
+
+
+def with_flags(
+    groups: Mapping[str, type], leave_out: Collection[str] = (), defaults: Mapping[str, str] = MappingProxyType({})
+) -> Callable[[Command], Command]:
+    """Give a command every option of some settings classes: its argument ``options`` holds them, None if not typed.
+
+    Args:
+        groups: settings classes by the heading that help shows them under, in its order.
+        leave_out: options that the command has not, or has otherwise.
+        defaults: what help shows as default, where the command has another one.
+    """
+    made = []
+    for order, (title, settings) in enumerate(groups.items(), 1):
+        group = Group(title, sort_key=order)
+        own = vars(settings)["__annotations__"]
+        for name, (hint, of) in sorted(options_of(settings).items(), key=lambda one: one[0] not in own):
+            about = declared(of)
+            if about.flag and name not in leave_out:
+                shown = about.default or (None if of.default is None else _word(of.default))
+                made.append((name, _flag(name, hint, about, group, defaults.get(name, shown)), None))
+    kind = dataclasses.make_dataclass("Flags", made, frozen=True)
+    kind.__module__ = __name__  # else it passes for one of Python's own types
+
+    def decorate(command: Command) -> Command:
+        command.__annotations__["options"] = Annotated[kind, Parameter(name="*")]
+        return command
+
+    return decorate
+
+
+def given(flags: object) -> dict[str, Any]:
+    """The options that were typed."""
+    return {name: value for name, value in vars(flags).items() if value is not None} if flags is not None else {}
+
+
+def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) -> Any:
+    alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = [kind for kind in alternatives if kind not in (type(None), type)]
+    kind = str if about.parse is not None or str in kinds else kinds[0]
+    if get_origin(kind) is tuple:
+        kind = str
+    parameter = Parameter(
+        help=about.meaning,
+        alias=[f"--{older.replace('_', '-')}" for older in about.older],
+        group=group,
+        show_default=(lambda _: shown) if shown is not None else False,
+        negative=f"--no-{name.replace('_', '-')}" if kind is bool else (),
+        converter=None if kind is bool else partial(_read, name, hint, about),
+        allow_leading_hyphen=kind in (int, float),
+    )
+    return Annotated[kind | None, parameter]
+
+
+def _read(name: str, hint: Any, about: Option, _: object, tokens: Sequence[Token]) -> Any:
+    return converted(f"--{name.replace('_', '-')}", hint, about, tokens[0].value)
+
+
+def _word(value: object) -> str:
+    """A default as it is typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,134 @@
+"""Measuring a run on a part of its text, at several contexts: what ``gpt2lab evaluate`` tells."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, overload
+
+from gpt2lab.data import Tokenizer
+from gpt2lab.data.datasets import Tokens
+from gpt2lab.data.text import Split, Text
+from gpt2lab.errors import InputError
+from gpt2lab.evaluation.evaluate import Evaluation, estimate_loss
+from gpt2lab.evaluation.evaluate import evaluate as evaluate_model
+from gpt2lab.hardware import choose_device
+from gpt2lab.model import GPT2
+from gpt2lab.progress import Progress
+from gpt2lab.runs.folder import Which, load
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What a run scores on a text.
+
+    Attributes:
+        text: what it was measured on.
+        parameters: trained values of the model.
+        trained: at the context of the training.
+        estimated_loss: nanoGPT's protocol: the mean loss of 200 random batches, nats per token.
+        contexts: at every context, the shortest first.
+    """
+
+    text: str
+    parameters: int
+    trained: Evaluation
+    estimated_loss: float
+    contexts: list[Evaluation]
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per token at the context of the training."""
+        return self.trained.loss
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    split: Split = "validation",
+    text: str | Path | None = None,
+    contexts: Sequence[int] | None = None,
+    checkpoint: Which = "best",
+    attention: str | type | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> RunEvaluation:
+    """Measure a run on a whole split, as ``gpt2lab evaluate`` does.
+
+    Args:
+        run: run folder.
+        split: part of the run's own text: "train", "validation" or "test".
+        text: another text instead: a file, a folder or a glob, of text or of shards.
+        contexts: sizes to measure besides the trained one; None: 1/4, 1/2, 2 and 4 times as long, where the positions
+            allow it.
+        checkpoint: "best" (lowest validation loss) or "last".
+        attention: your own mechanism, a class or "file.py:ClassName", for a run that was trained with it.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: hears of the bytes that are encoded, and of the tokens that are predicted.
+
+    Raises:
+        InputError: no such run or text, or a context that the model cannot read.
+    """
+    try:
+        model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
+    except InputError as error:
+        raise InputError(f"{run}: {error}") from None
+    model.to(choose_device(device))
+    if text is None:
+        named = asdict(RunSettings.read(Path(run) / "config.yaml").data) | {"tokenizer": tokenizer}
+        source = Text.open(**named)
+        tokens, name = source.tokens(split, progress), f"{source.corpus.name}, {split} part"
+    else:
+        source = Text.open(text=str(text), tokenizer=tokenizer)
+        tokens, name = source.tokens(None, progress), source.corpus.name
+    trained = model.config.max_seq_len
+    if contexts is None:
+        longest = trained if model.config.position == "learned" else len(tokens) - 1
+        contexts = [c for c in (trained // 4, trained // 2, 2 * trained, 4 * trained) if 1 <= c <= longest]
+    sizes = [trained, *(c for c in contexts if c != trained)]
+    found = []
+    for size in sizes:
+        told = None if progress is None else partial(_told, progress, f"{run}, context {size}", len(tokens) - 1)
+        found.append(evaluate_model(model, tokens, tokenizer, size, told))
+    return RunEvaluation(
+        text=name,
+        parameters=model.num_parameters(),
+        trained=found[0],
+        estimated_loss=estimate_loss(model, tokens),
+        contexts=sorted(found, key=lambda one: one.context_size),
+    )
+
+
+def _told(progress: Progress, what: str, total: int, done: int) -> None:
+    progress(what, done, total)
+
+
+@overload
+def evaluate(
+    of: GPT2,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    context_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation: ...
+@overload
+def evaluate(
+    of: str | Path,
+    *,
+    split: Split = "validation",
+    text: str | Path | None = None,
+    contexts: Sequence[int] | None = None,
+    checkpoint: Which = "best",
+    attention: str | type | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> RunEvaluation: ...
+def evaluate(of: GPT2 | str | Path, *arguments: Any, **options: Any) -> Evaluation | RunEvaluation:
+    """Measure a model on tokens (:func:`gpt2lab.evaluation.evaluate.evaluate`), or a run's folder on a part of its text
+    (:func:`evaluate_run`).
+    """
+    if isinstance(of, GPT2):
+        return evaluate_model(of, *arguments, **options)
+    return evaluate_run(of, *arguments, **options)

@@ -1,0 +1,28 @@
+"""How long work tells how far it has come: by a callback, which a terminal, a notebook or a server shows in its way."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+# What is done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+@contextlib.contextmanager
+def shown(console: Console) -> Iterator[Progress]:
+    """A callback that draws a bar with the time that is left, which disappears in the end; nothing if no one looks."""
+    from rich import progress
+
+    with progress.Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+        doing = ""
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing:  # what was done before this began says nothing about the time that is left
+                bar.reset(task, description=what, completed=done, total=total)
+                doing = what
+            bar.update(task, completed=done)
+
+        yield show

@@ -1,0 +1,1 @@
+"""Runs: their settings, their folders, and a user's own mechanism."""

@@ -1,0 +1,39 @@
+"""What a training uses of the machine: its precision, and whether it is compiled. Chosen once, and printed."""
+
+import torch
+
+from gpt2lab.hardware import compiler_available
+from gpt2lab.runs.settings import Compile, Precision
+
+# Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
+# that we could measure (docs/recipe.md), so there it is only done when asked for.
+COMPILE_PAYS_SECONDS = 100.0
+
+
+def choose_precision(name: Precision, device: torch.device, embed_dim: int) -> torch.dtype:
+    """``"auto"``: bfloat16 where the hardware multiplies it faster and the matrices are wide enough to gain by it."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast and embed_dim >= 256 else torch.float32
+
+
+def choose_compile(name: Compile, device: torch.device, seconds_at_peak: float) -> tuple[bool, str]:
+    """Whether to compile the model, and why (not).
+
+    Args:
+        name: "yes", "no", or "auto": on CUDA, if the run is long enough to earn back the compile time.
+        device: where it runs.
+        seconds_at_peak: the run's matrix products divided by the machine's peak.
+    """
+    if name == "no":
+        return False, "as asked"
+    if name == "auto" and device.type != "cuda":
+        return False, f"on {device.type} it rarely pays; --compile yes tries"
+    if name == "auto" and seconds_at_peak < COMPILE_PAYS_SECONDS:
+        return False, "too short a run to earn it back"
+    if not compiler_available(device):
+        return False, "no compiler is there: g++ and Python's headers on a CPU, Triton on CUDA"
+    return True, "as asked" if name == "yes" else "a long run"

@@ -1,0 +1,368 @@
+"""A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
+
+``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes.
+"""
+
+import datetime
+import inspect
+import json
+import os
+import secrets
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from rich.console import Console
+
+from gpt2lab.config import GPT2Config
+from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.data.text import Split, Text
+from gpt2lab.errors import InputError, TrainingError, tell
+from gpt2lab.files import atomic_write, locked_folder
+from gpt2lab.generation import generate
+from gpt2lab.model import GPT2
+from gpt2lab.model.gpt2 import read_config
+from gpt2lab.options import given_options, options_of
+from gpt2lab.progress import shown
+from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import (
+    SETTINGS,
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    StartSettings,
+    TrainerConfig,
+    TrainOptions,
+    read_settings,
+)
+from gpt2lab.training import processes
+from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
+from gpt2lab.training.trainer import Trainer, TrainingResult
+
+# Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
+RANDOM_CONFIG_FLOPS = 6e12
+
+# Where a run keeps what torchrun called the job that began it.
+JOB = ".job"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that has ended, or was stopped.
+
+    Attributes:
+        folder: the run folder.
+        model: as the last step left it, ready to evaluate or generate.
+        tokenizer: the model's.
+        loss: on the whole validation part, nats per token; None without such a part, or if the run was stopped.
+        steps: optimiser steps in all.
+        seconds: of training in all, measuring and saving left out.
+        stopped_by: the signal that ended it early; None: it is complete.
+    """
+
+    folder: Path
+    model: GPT2
+    tokenizer: Tokenizer
+    loss: float | None
+    steps: int
+    seconds: float
+    stopped_by: signal.Signals | None = None
+
+
+def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function that takes ``**given`` the keywords of a class: what is not given stays away, with its default
+    shown to editors and readers."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        returned = inspect.signature(function).return_annotation
+        keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
+        function.__signature__ = inspect.Signature(keywords, return_annotation=returned)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+@taking(TrainOptions)
+def train(**given: Any) -> Run:
+    """Train a model and leave a run folder.
+
+    With no option at all it trains the modern variant (RoPE + grouped queries + sliding window) on Shakespeare, and
+    tells how it goes on standard output; Ctrl-C saves a checkpoint. The options are those of ``gpt2lab train``.
+
+    Args:
+        **given: fields of :class:`gpt2lab.runs.settings.TrainOptions`, such as ``text="novel.txt", max_steps=200``.
+            ``progress`` is called with a :class:`gpt2lab.runs.records.TrainingProgress` whenever there is something to
+            tell, and nothing is printed.
+
+    Raises:
+        InputError: options that cannot be used, a text that is too short, or a folder that holds a run already.
+        TrainingError: the training diverged, or a process was lost.
+
+    Example:
+        >>> run = gpt2lab.train(text="novel.txt", position="rope", window=16, max_steps=200, out="runs/novel")
+        >>> run.loss
+    """
+    progress = given.pop("progress", None)
+    options = given_options((TrainOptions,), given)
+    if options.get("processes") is not None and "RANK" not in os.environ:
+        return _launched(options)
+    console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
+    merged = _with_file(options)
+    timeout = merged.get("timeout", TrainerConfig.timeout)
+    with processes.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
+        first = processes.rank() == 0
+        console.quiet |= not first
+        if merged.get("random_config") and "random_seed" not in merged:
+            merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
+        settings = RunSettings.of(merged)
+        run, checkpoint = _place(settings, options.get("resume"))
+        trainer, text, settings = _set_up(run, checkpoint, settings, options, console)
+        trainer.progress = progress
+        if options.get("tensorboard") and first:
+            trainer.sinks.append(tensorboard_sink(run))
+        if (project := options.get("wandb")) is not None and first:
+            trainer.sinks.append(wandb_sink(project, run, settings.values()))
+        processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
+        result = trainer.train()
+        samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
+        # The others wait, because torchrun ends all processes when one has ended.
+        processes.on_the_first(partial(_finish, run, result, samples))
+        seconds = trainer.state.seconds
+        return Run(run, trainer.model, text.tokenizer, result.validation_loss, result.step, seconds, result.stopped_by)
+
+
+def launch(options: Mapping[str, Any]) -> int:
+    """Train in several processes of this machine; returns the exit code."""
+    if isinstance(options.get("attention"), type):
+        raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return processes.launch(options["processes"], "-m", __name__, json.dumps(told))
+
+
+def _launched(options: dict[str, Any]) -> Run:
+    if options.get("resume") is None and options.get("out") is None:
+        options["out"] = _new_folder(RunSettings.of(_with_file(options)).model)
+    code = launch(options)
+    stopped = signal.Signals(code - 128) if code in (130, 143) else None
+    if code != 0 and stopped is None:
+        raise TrainingError(f"the processes ended with exit code {code}; what they printed says why")
+    folder = Path(options.get("resume") or options["out"])
+    attention = load_attention(options.get("attention"))
+    model, tokenizer = load(folder, attention=attention, checkpoint="last")
+    last = read_metrics(folder / "metrics.jsonl")[-1]
+    loss = None if stopped else last.get("validation_loss")
+    return Run(folder, model, tokenizer, loss, last["step"], last["seconds"], stopped)
+
+
+def _with_file(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, and those of the file or run that one of them names.
+
+    Raises:
+        InputError: the file cannot be used, or an option would make another run of one that goes on.
+    """
+    if (resume := options.get("resume")) is not None:
+        run = Path(resume)
+        if options.get("out") is not None:
+            raise InputError(f"--resume goes on in {run} itself; leave out --out")
+        if not checkpoints_of(run):
+            find_checkpoint(run, "last")  # tells that it is no run
+        path = run / "config.yaml"
+        begun = given_options((*SETTINGS, StartSettings), read_settings(path), str(path))
+        begun = {name: value for name, value in begun.items() if name in options_of(*SETTINGS)}
+        begun.pop("attention", None)  # a file that only a run folder names is never executed
+        _refuse_other_settings(run, begun, options)
+        return begun | dict(options)
+    if (config := options.get("config")) is None:
+        return dict(options)
+    written = given_options((StartSettings, *SETTINGS), read_settings(Path(config)), str(config))
+    if "text" in options or "corpus" in options:  # another text than the file's
+        written = {name: v for name, v in written.items() if name not in ("text", "corpus", "text_sha256")}
+    return written | dict(options)
+
+
+def _refuse_other_settings(run: Path, begun: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuse options of text and training under which a run that goes on would be another one."""
+    known = options_of(DataSettings, TrainerConfig)
+    usual = RunSettings()
+    changed = {}
+    for name, value in options.items():
+        if name in known and not known[name][1].metadata["option"].on_resume:
+            part = usual.data if hasattr(usual.data, name) else usual.training
+            was = begun.get(name, getattr(part, name))
+            if name == "text" and value is not None:
+                value = os.path.abspath(value)  # noqa: PTH100, PLW2901 (a glob is no path)
+            if was != value:
+                changed[name] = f"{name} {was}, not {value}"
+    if changed:
+        raise InputError(
+            f"{run} was begun with {', '.join(changed.values())}; leave that out to go on, or begin a new run from its "
+            f"model: --init-from {run}"
+        )
+
+
+def _new_folder(model: ModelSettings) -> str:
+    kind = "random" if model.random_config else model.variant
+    return f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _place(settings: RunSettings, resume: str | Path | None) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint that the training goes on from."""
+    new = processes.on_the_first(partial(_new_folder, settings.model))
+    run = Path(resume or settings.training.out or new)
+    if resume is not None or _is_of_this_job(run):
+        return run, find_checkpoint(run, "last")
+    if checkpoints_of(run):
+        raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+    return run, None
+
+
+def _is_of_this_job(run: Path) -> bool:
+    """Whether torchrun began this run, lost a process, and has started all of them anew."""
+    began = run / JOB
+    return processes.job() != "" and began.exists() and began.read_text(encoding="utf-8") == processes.job()
+
+
+def _set_up(
+    run: Path, checkpoint: Path | None, settings: RunSettings, options: Mapping[str, Any], console: Console
+) -> tuple[Trainer, Text, RunSettings]:
+    """Everything that a training needs, or one that goes on from a checkpoint; and the settings that repeat it."""
+    data, model, training = settings.data, settings.model, replace(settings.training, out=run)
+    attention = load_attention(model.attention)
+    network: GPT2 | None = None
+    tokenizer: Tokenizer | None = None
+    config: GPT2Config | None = None
+    if checkpoint is not None:
+        config = read_config(checkpoint)
+        tokenizer = load_tokenizer(run / "tokenizer.json")
+        _refuse_another_model("--resume", options, ModelSettings.describing(config, model.attention, model.variant))
+    elif settings.init_from is not None:
+        network, tokenizer = load(settings.init_from, attention=attention)
+        config = network.config
+        _refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
+        learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
+        data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
+    with console.status("reading the text"):
+        named = asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})
+        text = processes.first_then_others(lambda: Text.open(**named))
+    console.print(text.describe(), highlight=False)
+    if config is None:
+        config = model.config(text.tokenizer.vocab_size)
+        if model.random_config:
+            drawn = {name: getattr(config, name) for name in ("embed_dim", "num_heads", "num_layers", "ff_hidden_dim")}
+            drawn |= {name: getattr(config, name) for name in ("position", "num_kv_heads", "window")}
+            repeats = f"--random-seed {model.random_seed} repeats it"
+            console.print(f"random configuration ({repeats}): {drawn}", highlight=False)
+    described = ModelSettings.describing(config, model.attention, model.variant)
+    if network is None:
+        # Under FSDP a model gets its weights in shards, and never has to fit into one process.
+        deferred = training.parallel == "fsdp" and attention is None and processes.num_processes() > 1
+        with torch.device("meta") if deferred else nullcontext():
+            network = GPT2.from_config(config, attention=attention, seed=training.seed)
+    if model.random_config and training.max_steps is None and training.max_epochs is None:
+        training = replace(training, max_steps=_affordable_steps(network, training))
+    parts: list[Split] = ["train", "validation"] if data.validation_fraction > 0 else ["train"]
+    context = config.max_seq_len
+    with shown(Console(stderr=True, quiet=console.quiet)) as encoding:
+        datasets = processes.first_then_others(lambda: {p: text.dataset(p, context, encoding) for p in parts})
+    trainer = Trainer(network, datasets["train"], datasets.get("validation"), training, console=console)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        if (step := trainer.state.step) >= trainer.steps:
+            raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
+    # What "auto" came to here is part of the run, so that going on with it computes the same.
+    precise, compiled = trainer.precision == torch.bfloat16, trainer.compiled
+    training = replace(training, precision="bfloat16" if precise else "float32", compile="yes" if compiled else "no")
+    data = replace(data, text_sha256=text.corpus.sha256)
+    return trainer, text, RunSettings(data, described, training, settings.init_from)
+
+
+def _refuse_another_model(option: str, options: Mapping[str, Any], settled: ModelSettings) -> None:
+    """Refuse options of the model that ask for another one than there is."""
+    given = {name: value for name, value in options.items() if name in options_of(ModelSettings)}
+    given.pop("attention", None)  # which is compared by its hash
+    changed = [name for name, value in given.items() if name != "variant" and value != getattr(settled, name)]
+    if "variant" in given:
+        sizes = {name: getattr(settled, name) for name in ("context_size", "embed_dim", "num_heads")}
+        asked = ModelSettings.of({"variant": given["variant"]} | sizes)
+        usual = replace(asked, num_kv_heads=asked.num_kv_heads or asked.num_heads)
+        if any(getattr(usual, name) != getattr(settled, name) for name in ("position", "num_kv_heads", "window")):
+            changed.append("variant")
+    if changed:
+        raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
+
+
+def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
+    windows = training.batch_size * training.accumulation_steps
+    per_step = 3 * model.flops_per_token() * model.config.max_seq_len * windows
+    return max(20, min(2000, int(RANDOM_CONFIG_FLOPS / per_step)))
+
+
+def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokenizer) -> None:
+    """Take the run folder, and write what repeats the run."""
+    stack.enter_context(locked_folder(run))
+    settings.save(run / "config.yaml")
+    tokenizer.save(run / "tokenizer.json")
+    if name := processes.job():
+        (run / JOB).write_text(name, encoding="utf-8")
+
+
+def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:
+    """Some text; every process has to take part."""
+    first, _ = trainer.train_dataset[0]
+    with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
+        ids = generate(trainer.model, first[None, :1], 500, temperature=0.8, seed=0)
+    return tokenizer.decode(ids[0].tolist())
+
+
+def _finish(run: Path, result: TrainingResult, samples: str | None) -> None:
+    """Draw the losses, and keep the samples."""
+    plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+    if samples is not None:
+        with atomic_write(run / "samples.txt") as file:
+            file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
+
+
+def ended(run: Run, attention: str | type | None = None) -> str:
+    """What is said of a training that has ended: where it is, and what to type next."""
+    again = shlex.quote(str(run.folder)) + (f" --attention {shlex.quote(str(attention))}" if attention else "")
+    if run.stopped_by is not None:
+        saved = (
+            f"saved; go on with: gpt2lab train --resume {again}" if run.steps else "before there was anything to save"
+        )
+        return f"stopped at step {run.steps}, {saved}"
+    loss = "" if run.loss is None else f" · validation loss {run.loss:.4f} nats/token"
+    return (
+        f"done: {run.steps} steps in {run.seconds:.0f} s{loss}\n"
+        f"  run folder  {run.folder}\n"
+        f"  loss curve  {run.folder / 'loss.svg'}\n"
+        f"  samples     {run.folder / 'samples.txt'}\n"
+        f"next: gpt2lab evaluate {again} · gpt2lab generate {again}"
+    )
+
+
+def _work() -> int:
+    """What one of several processes does; returns the exit code."""
+    options = json.loads(sys.argv[1])
+    try:
+        run = train(**options)
+    except (InputError, TrainingError, OSError) as error:
+        return tell(error)
+    if os.environ["RANK"] == "0":
+        print(ended(run, options.get("attention")))
+    return 0 if run.stopped_by is None else 128 + run.stopped_by
+
+
+if __name__ == "__main__":
+    sys.exit(_work())
