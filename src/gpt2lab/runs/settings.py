@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
@@ -327,6 +325,8 @@ class RunSettings:
 
     def save(self, path: Path) -> None:
         """Write them as YAML: ``gpt2lab train --config …`` repeats the run."""
+        import yaml
+
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True).encode())
@@ -334,6 +334,8 @@ class RunSettings:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Named values of a YAML or TOML file."""
+    import yaml
+
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)

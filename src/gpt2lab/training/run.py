@@ -1,10 +1,9 @@
 """A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
 
-``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes.
+``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes, or a training of its own.
 """
 
 import datetime
-import inspect
 import json
 import os
 import secrets
@@ -12,12 +11,12 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,7 +29,7 @@ from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.model.gpt2 import read_config
-from gpt2lab.options import given_options, options_of
+from gpt2lab.options import given_options, options_of, taking
 from gpt2lab.progress import shown
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load
 from gpt2lab.runs.mechanisms import load_attention
@@ -54,9 +53,6 @@ RANDOM_CONFIG_FLOPS = 6e12
 # Where a run keeps what torchrun called the job that began it.
 JOB = ".job"
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -79,19 +75,6 @@ class Run:
     steps: int
     seconds: float
     stopped_by: signal.Signals | None = None
-
-
-def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Give a function that takes ``**given`` the keywords of a class: what is not given stays away, with its default
-    shown to editors and readers."""
-
-    def decorate(function: Callable[..., R]) -> Callable[P, R]:
-        returned = inspect.signature(function).return_annotation
-        keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
-        function.__signature__ = inspect.Signature(keywords, return_annotation=returned)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
 
 
 @taking(TrainOptions)
@@ -145,6 +128,8 @@ def train(**given: Any) -> Run:
 
 def launch(options: Mapping[str, Any]) -> int:
     """Train in several processes of this machine; returns the exit code."""
+    if options["processes"] < 1:
+        raise InputError(f"--processes is {options['processes']}; it has to be 1 or more")
     if isinstance(options.get("attention"), type):
         raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
     told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
@@ -359,7 +344,7 @@ def _work() -> int:
         run = train(**options)
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(ended(run, options.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
