@@ -159,8 +159,8 @@ class Trainer:
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
             stack.enter_context(naming_lost_processes())
-            sinks = self._listeners(stack, run)
             signals = stack.enter_context(Signals())
+            sinks = self._listeners(stack, run)
             batches = self.batches()
             self.model.train()
             self.started = time.perf_counter() - self.state.seconds
