@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -165,22 +165,24 @@ class GPT2(nn.Module):
         ids: Tensor,
         targets: Tensor | None = None,
         *,
+        reduction: Literal["mean", "sum"] = "mean",
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits, or with targets the mean loss.
+        """Logits, or with targets the loss.
 
         Args:
             ids: token ids, int64 (B, T).
             targets: the token that follows each one, int64 (B, T), already shifted by the data set; -100: not counted.
+            reduction: the loss is the mean of what is counted (NaN of nothing), or the sum.
             positions: int64 (B or 1, T), -1 for padding on the left; None: 0 .. T-1, or on from what the cache holds.
             cache: memory of earlier tokens, which the new ones are added to; with it nothing can be differentiated.
             last_only: make the logits of the last token alone, (B, 1, V).
 
         Returns:
-            logits (B, T, V), or a scalar: mean cross-entropy in nats (of a large vocabulary: made without ever holding
-            all logits, and differentiable once).
+            logits (B, T, V), or a scalar: cross-entropy in nats (of a large vocabulary: made without ever holding all
+            logits, and differentiable once).
 
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
@@ -198,7 +200,8 @@ class GPT2(nn.Module):
             options = _IN_PIECES
             if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
                 hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
-        return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
+        rows = hidden.flatten(0, 1)  # (B·T, C)
+        return F.linear_cross_entropy(rows, head, targets.flatten(), reduction=reduction, options=options)
 
     def hidden(self, ids: Tensor, *, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """The hidden states that logits are made of, (B, T, C); arguments as for the model itself."""
