@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpt2lab.errors import InputError, TrainingError
     from gpt2lab.evaluation.evaluate import estimate_loss
     from gpt2lab.evaluation.runs import evaluate
-    from gpt2lab.generation import Sampling, sample, stream
+    from gpt2lab.generation import Engine, Sampling, sample, stream
     from gpt2lab.generation.runs import generate
     from gpt2lab.model import (
         GPT2,
@@ -42,7 +42,7 @@ _HOMES = {
     "gpt2lab.errors": ["InputError", "TrainingError"],
     "gpt2lab.evaluation.evaluate": ["estimate_loss"],
     "gpt2lab.evaluation.runs": ["evaluate"],
-    "gpt2lab.generation": ["Sampling", "sample", "stream"],
+    "gpt2lab.generation": ["Engine", "Sampling", "sample", "stream"],
     "gpt2lab.generation.runs": ["generate"],
     "gpt2lab.model": [
         "GPT2",
@@ -69,6 +69,7 @@ __all__ = [
     "CausalityError",
     "CharDataset",
     "CharTokenizer",
+    "Engine",
     "GPT2Config",
     "GPT2Embeddings",
     "GroupQueryAttention",

@@ -19,7 +19,8 @@ from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig
-from gpt2lab.training.distributed import averaged, gathered, joined_processes, num_processes, rank
+from gpt2lab.training.processes import averaged, joined_processes, num_processes, rank
+from gpt2lab.training.sharding import gathered
 
 STEPS = 30
 
