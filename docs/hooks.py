@@ -76,11 +76,17 @@ def _options(kind: type) -> str:
             f"{flag}{{ #{name} }}",
             about.meaning,
             "text" if about.parse else expected(hint, about),
-            about.default or ("" if of.default is None else f"`{of.default}`"),
+            about.default or _default(of.default),
             ", ".join(filter(None, (resume, arms))),
         ]
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+def _default(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return "" if value is None else "yes" if value else "no"
+    return f"`{','.join(map(str, value)) if isinstance(value, tuple) else value}`"
 
 
 def _commands(of: App = app, name: str = "gpt2lab") -> str:
