@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,18 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 def test_links_lead_to_files_of_the_repository(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not urlsplit(link).scheme and not (page.parent / link).exists()] == []
+
+
+def commands_of(page: Path) -> list[str]:
+    """The commands in the shell blocks of a page; one that leaves something out with … is no command."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("gpt2lab ") and "…" not in line]
+
+
+@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands_of(page)}))
+def test_every_command_in_the_docs_can_be_typed(command: str) -> None:
+    app.parse_args(shlex.split(command, comments=True)[1:], exit_on_error=False, print_error=False)
 
 
 def test_every_public_name_is_in_the_reference() -> None:
