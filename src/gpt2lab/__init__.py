@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
+    from gpt2lab.data.pack import pack
     from gpt2lab.errors import InputError, TrainingError
     from gpt2lab.evaluation.evaluate import estimate_loss
     from gpt2lab.evaluation.runs import evaluate
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
+    "gpt2lab.data.pack": ["pack"],
     "gpt2lab.errors": ["InputError", "TrainingError"],
     "gpt2lab.evaluation.evaluate": ["estimate_loss"],
     "gpt2lab.evaluation.runs": ["evaluate"],
@@ -88,6 +90,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load",
+    "pack",
     "sample",
     "stream",
     "train",

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
-
 from gpt2lab.errors import InputError
 
 
@@ -33,6 +31,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process has it.
     """
+    import filelock
+
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", blocking=False, is_singleton=True):  # one process may take it twice

@@ -30,7 +30,7 @@ from gpt2lab.evaluation.measure import measure, measure_speed
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import describe_machine
 from gpt2lab.model import GPT2
-from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load, read_state
+from gpt2lab.runs.folder import checkpoints_of, load, read_state
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import RunSettings, read_settings
 from gpt2lab.training import Trainer
@@ -82,7 +82,8 @@ def _only_tunes(folder: Path) -> bool:
 def _is_trained(folder: Path) -> bool:
     if not checkpoints_of(folder):
         return False
-    return read_state(find_checkpoint(folder, "last")).step >= int(read_settings(folder / CELL)["max_steps"])
+    last = checkpoints_of(folder)[-1]  # that it is whole is seen when it is loaded
+    return read_state(last).step >= int(read_settings(folder / CELL)["max_steps"])
 
 
 def run_cell(folder: Path) -> int:

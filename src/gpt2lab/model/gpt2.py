@@ -5,20 +5,22 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2lab.config import GPT2Config
+from gpt2lab.config import GPT2Config, Sizes, Switches
 from gpt2lab.errors import InputError
 from gpt2lab.model import saving
 from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.options import method_taking
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
 # 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
@@ -27,19 +29,23 @@ LOSS_PIECE = 256
 _IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_PIECE, acc_policy="accurate", acc_dtype=torch.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(Switches, Sizes):
+    """What a model is made of."""
+
+    attention: Mechanism | None = None
+    seed: int | None = None
+
+
 class GPT2(nn.Module):
     """GPT-2 (Radford et al. 2019), whose attention can be swapped. With no switch given it is the original.
 
+    The sizes come first: ``GPT2(vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)``; then, by
+    name, the switches of :class:`gpt2lab.GPT2Config`, and:
+
     Args:
-        vocab_size: number of token ids, V; 0 leaves it to the first data set that the model is trained on.
-        max_seq_len: the context, T.
-        embed_dim: width, C.
-        num_heads: query heads, H.
-        ff_hidden_dim: hidden width of the feed-forward network.
-        num_layers: number of blocks.
         attention: a user's own mechanism, a subclass of ScaledDotProductAttention, for every layer.
         seed: of the initial weights; None: torch's own (``torch.manual_seed``).
-        **switches: the switches of :class:`GPT2Config`.
 
     Raises:
         InputError: sizes or switches that do not go together.
@@ -50,28 +56,17 @@ class GPT2(nn.Module):
         torch.Size([1, 64, 65])
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        max_seq_len: int,
-        embed_dim: int,
-        num_heads: int,
-        ff_hidden_dim: int,
-        num_layers: int,
-        *,
-        attention: Mechanism | None = None,
-        seed: int | None = None,
-        **switches: Any,
-    ) -> None:
+    @method_taking(_Arguments)
+    def __init__(self, *sizes: Any, **named: Any) -> None:
         super().__init__()
+        attention, seed = named.pop("attention", None), named.pop("seed", None)
         if attention is not None and not is_mechanism(attention):
             raise InputError(f"attention={attention!r} has to be a class that inherits from ScaledDotProductAttention")
-        described = describe_mechanism(attention) if attention is not None else None
-        sizes = (vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)
+        named["attention"] = describe_mechanism(attention) if attention is not None else None
         try:
-            self.config = GPT2Config(*sizes, **switches, attention=described)
+            self.config = GPT2Config(*sizes, **named)
         except TypeError as error:
-            known = ", ".join(f.name for f in dataclasses.fields(GPT2Config)[len(sizes) :])
+            known = ", ".join(switch.name for switch in dataclasses.fields(Switches))
             raise InputError(f"{error}; the switches are {known}") from None
         self.mechanism_class = attention
         config = self.config
@@ -165,22 +160,24 @@ class GPT2(nn.Module):
         ids: Tensor,
         targets: Tensor | None = None,
         *,
+        reduction: Literal["mean", "sum"] = "mean",
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits, or with targets the mean loss.
+        """Logits, or with targets the loss.
 
         Args:
             ids: token ids, int64 (B, T).
             targets: the token that follows each one, int64 (B, T), already shifted by the data set; -100: not counted.
+            reduction: the loss is the mean of what is counted (NaN of nothing), or the sum.
             positions: int64 (B or 1, T), -1 for padding on the left; None: 0 .. T-1, or on from what the cache holds.
             cache: memory of earlier tokens, which the new ones are added to; with it nothing can be differentiated.
             last_only: make the logits of the last token alone, (B, 1, V).
 
         Returns:
-            logits (B, T, V), or a scalar: mean cross-entropy in nats (of a large vocabulary: made without ever holding
-            all logits, and differentiable once).
+            logits (B, T, V), or a scalar: cross-entropy in nats (of a large vocabulary: made without ever holding all
+            logits, and differentiable once).
 
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
@@ -198,7 +195,8 @@ class GPT2(nn.Module):
             options = _IN_PIECES
             if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
                 hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
-        return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
+        rows = hidden.flatten(0, 1)  # (B·T, C)
+        return F.linear_cross_entropy(rows, head, targets.flatten(), reduction=reduction, options=options)
 
     def hidden(self, ids: Tensor, *, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """The hidden states that logits are made of, (B, T, C); arguments as for the model itself."""

@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,9 @@ from gpt2lab.model.attention import Mechanism
 Which = Literal["best", "last"]
 
 MANIFEST = "manifest.json"
+
+# The files of a checkpoint that a model is read from.
+WEIGHTS = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,12 @@ def read_state(folder: Path) -> TrainingState:
         raise InputError(f"{folder / 'state.json'} is missing or damaged: {error}") from None
 
 
-def verify_checkpoint(folder: Path) -> None:
+def verify_checkpoint(folder: Path, files: Collection[str] | None = None) -> None:
     """Compare sizes and SHA-256 of a checkpoint's files with its manifest (older checkpoints have none).
+
+    Args:
+        folder: of the checkpoint.
+        files: those that are going to be read, and so have to be looked at; None: all.
 
     Raises:
         InputError: something is missing, cut short, changed, or too much.
@@ -70,7 +78,8 @@ def verify_checkpoint(folder: Path) -> None:
         return
     try:
         described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name in {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}:
+        there = {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}
+        for name in there if files is None else files:
             path = folder / name
             if described[name] != {"bytes": path.stat().st_size, "sha256": sha256(path)}:
                 raise InputError(f"{path} is damaged: it is not what was written")
@@ -78,10 +87,11 @@ def verify_checkpoint(folder: Path) -> None:
         raise InputError(f"the checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
 
 
-def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
+def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[str] | None = None) -> Path:
     """Folder of the last or the best checkpoint of a run (best: lowest validation loss; the last if none has one).
 
-    One that is damaged is passed over with a warning, for the one before it or the next best.
+    One that is damaged is passed over with a warning, for the one before it or the next best. With ``files`` only
+    those are looked at, such as :data:`WEIGHTS`, because hashing the whole of a checkpoint takes its time.
 
     Raises:
         InputError: the run does not exist, or has no checkpoint that is whole.
@@ -99,7 +109,7 @@ def find_checkpoint(run: str | Path, which: Which = "best") -> Path:
     while found:
         candidate = found[-1] if which == "last" else best_of(found)
         try:
-            verify_checkpoint(candidate)
+            verify_checkpoint(candidate, files)
         except InputError as error:
             damaged = error
             found.remove(candidate)
@@ -132,7 +142,7 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
     Raises:
         InputError: something is missing or damaged.
     """
-    model = GPT2.load(find_checkpoint(run, checkpoint), attention=attention)
+    model = GPT2.load(find_checkpoint(run, checkpoint, WEIGHTS), attention=attention)
     return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-
 from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.options import check, given_options, option, options_of, spelled
+from gpt2lab.runs.records import TrainingProgress
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 CorpusName = Literal["shakespeare", "tinyshakespeare"]
@@ -21,9 +20,6 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 Parallel = Literal["ddp", "fsdp"]
-
-# What a training tells of itself now and then: see gpt2lab.training.metrics.
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -282,7 +278,7 @@ class StartSettings:
 class TrainOptions(TrainerConfig, ModelSettings, DataSettings, StartSettings):
     """Every keyword of :func:`gpt2lab.train`, under the names of the flags."""
 
-    progress: Callable[[Record], None] | None = None
+    progress: Callable[[TrainingProgress], None] | None = None
 
 
 SETTINGS = (DataSettings, ModelSettings, TrainerConfig)
@@ -329,6 +325,8 @@ class RunSettings:
 
     def save(self, path: Path) -> None:
         """Write them as YAML: ``gpt2lab train --config …`` repeats the run."""
+        import yaml
+
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True).encode())
@@ -336,6 +334,8 @@ class RunSettings:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Named values of a YAML or TOML file."""
+    import yaml
+
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)

@@ -1,0 +1,132 @@
+"""``gpt2lab.train``: the main job, called from Python."""
+
+import inspect
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gpt2lab
+from gpt2lab import InputError, ScaledDotProductAttention
+from gpt2lab.options import options_of
+from gpt2lab.runs.folder import load
+from gpt2lab.runs.records import Record, TrainingProgress
+from gpt2lab.runs.settings import TrainOptions
+from gpt2lab.training.run import Run
+
+SIZES: dict[str, Any] = {"context_size": 16, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "batch_size": 4}
+
+
+class Nearest(ScaledDotProductAttention):
+    """A mechanism that is defined where it is used."""
+
+    def bias(self, q_pos: torch.Tensor, k_pos: torch.Tensor) -> torch.Tensor:
+        return -(q_pos[:, None, :, None] - k_pos[:, None, None, :]).abs().float()
+
+
+@pytest.fixture(scope="module")
+def trained(rhyme_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Record]]:
+    told: list[TrainingProgress] = []
+    out = tmp_path_factory.mktemp("runs") / "run"
+    run = gpt2lab.train(
+        text=str(rhyme_file), position="rope", window=4, max_steps=30, out=out, progress=told.append, **SIZES
+    )
+    return run, [progress.record for progress in told if progress.record is not None]
+
+
+def test_a_training_is_a_function_that_returns_model_tokenizer_and_exact_loss(
+    trained: tuple[Run, list[Record]], rhyme: str
+) -> None:
+    run, records = trained
+    assert (run.steps, run.stopped_by) == (30, None)
+    assert (run.model.config.position, run.model.config.window) == ("rope", 4)
+    assert run.tokenizer.vocab_size == len(set(rhyme)) + 1
+    assert run.loss == records[-1]["validation_loss"]
+    assert run.loss == pytest.approx(gpt2lab.evaluate(run.folder, checkpoint="last").loss, rel=1e-6)
+    stored, _ = load(run.folder, checkpoint="last")
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(tensor, stored.state_dict()[name]), name
+
+
+def test_whoever_takes_the_progress_is_told_everything_and_nothing_is_printed(
+    rhyme_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[TrainingProgress] = []
+    gpt2lab.train(text=str(rhyme_file), max_steps=2, out=tmp_path / "run", progress=told.append, **SIZES)
+    assert [(progress.step, progress.steps) for progress in told] == [(0, 2), (2, 2)]
+    assert "parameters" in told[0].message
+    assert told[1].record is not None
+    assert told[1].record["step"] == 2
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_goes_on_from_python_and_keeps_its_settings(trained: tuple[Run, list[Record]], tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(trained[0].folder, tmp_path / "run"))
+    longer = gpt2lab.train(resume=folder, max_steps=33, progress=lambda told: None)
+    assert (longer.steps, longer.model.config) == (33, trained[0].model.config)
+    for changed, words in (({"num_layers": 2}, "leave out num_layers"), ({"batch_size": 5}, "batch_size 4, not 5")):
+        with pytest.raises(InputError, match=words):
+            gpt2lab.train(resume=folder, max_steps=40, **changed)  # type: ignore[arg-type]
+
+
+def test_a_class_that_no_file_holds_can_be_trained_and_is_passed_again_to_load(
+    rhyme_file: Path, tmp_path: Path
+) -> None:
+    options = {"variant": "original", "max_steps": 2, "progress": lambda told: None, **SIZES}
+    run = gpt2lab.train(text=str(rhyme_file), attention=Nearest, out=tmp_path / "run", **options)
+    assert isinstance(run.model.blocks[0].attention.mechanism, Nearest)
+    with pytest.raises(InputError, match="pass it again"):
+        gpt2lab.load(run.folder)
+    again, _ = gpt2lab.load(run.folder, attention=Nearest)
+    assert again.config == run.model.config
+    assert gpt2lab.evaluate(run.folder, attention=Nearest).loss == pytest.approx(run.loss)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 3}, "there is no option 'steps'"),
+        ({"max_step": 3}, r"did you mean max_steps \(--max-steps\)\?"),
+        ({"seed": 1.5}, "seed is 1.5; it has to be a whole number"),
+        ({"window": "wide"}, "window is 'wide'; give a number"),
+        ({"max_steps": 0}, "max_steps is 0; it has to be a whole number, 1 or more"),
+    ],
+)
+def test_options_go_through_the_same_checks_as_flags(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        gpt2lab.train(out=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_editor_sees_every_option_with_its_type_and_default() -> None:
+    signature = inspect.signature(gpt2lab.train)
+    assert {*options_of(TrainOptions), "progress"} == set(signature.parameters)
+    assert signature.parameters["batch_size"].default == 16
+    assert signature.parameters["batch_size"].annotation is int
+    assert signature.return_annotation is Run
+
+
+def test_a_run_writes_and_is_measured_by_its_folder(trained: tuple[Run, list[Record]], rhyme: str) -> None:
+    folder = trained[0].folder
+    shown: list[str] = []
+    written = gpt2lab.generate(folder, prompt="the king", tokens=20, num_samples=2, seed=3, show=shown.append)
+    assert (written.prompt, written.tokens, len(written.texts)) == ("the king", 20, 2)
+    assert "".join(shown) == "the king" + written.texts[0]
+    assert set("".join(written.texts)) <= set(rhyme)
+    measured = gpt2lab.evaluate(folder, split="test", contexts=[8])
+    assert [one.context_size for one in measured.contexts] == [8, 16]
+    assert measured.loss == measured.contexts[1].loss
+
+
+def test_ctrl_c_returns_what_there_is(rhyme_file: Path, tmp_path: Path) -> None:
+    def stop(told: TrainingProgress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    run = gpt2lab.train(text=str(rhyme_file), max_steps=1000, out=tmp_path / "run", progress=stop, **SIZES)
+    assert run.stopped_by == signal.SIGINT
+    assert (run.loss, 0 < run.steps < 1000) == (None, True)
+    assert gpt2lab.train(resume=tmp_path / "run", max_steps=run.steps + 1, progress=print).steps == run.steps + 1
