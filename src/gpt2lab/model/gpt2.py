@@ -205,7 +205,7 @@ class GPT2(nn.Module):
         head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
         if targets is None:
             return F.linear(hidden, head)  # (B, T, V)
-        many = ids.numel() * len(head) > MANY_LOGITS
+        many = loss_in_pieces(ids.numel(), len(head))
         options = None
         if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
             options = _IN_PIECES
@@ -296,6 +296,11 @@ class GPT2(nn.Module):
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
+
+
+def loss_in_pieces(num_tokens: int, vocab_size: int) -> bool:
+    """Whether the loss of so many tokens is made without ever holding all logits, where that can be done."""
+    return num_tokens * vocab_size > MANY_LOGITS
 
 
 def read_config(folder: Path) -> GPT2Config:
