@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         random.Random(seed).shuffle(items)
 
 
+LONG = 900  # seconds for what takes one: a test fails because something is wrong, never because a machine is busy
+
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpt2lab.errors import InputError, TrainingError
     from gpt2lab.evaluation.evaluate import estimate_loss
     from gpt2lab.evaluation.runs import evaluate
-    from gpt2lab.generation import Sampling, sample, stream
+    from gpt2lab.generation import Engine, Sampling, sample, stream
     from gpt2lab.generation.runs import generate
     from gpt2lab.model import (
         GPT2,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         assert_causal,
         attend,
     )
+    from gpt2lab.planning.ways import plan
     from gpt2lab.runs.folder import load
     from gpt2lab.runs.settings import TrainerConfig
     from gpt2lab.training.run import train
@@ -42,7 +43,7 @@ _HOMES = {
     "gpt2lab.errors": ["InputError", "TrainingError"],
     "gpt2lab.evaluation.evaluate": ["estimate_loss"],
     "gpt2lab.evaluation.runs": ["evaluate"],
-    "gpt2lab.generation": ["Sampling", "sample", "stream"],
+    "gpt2lab.generation": ["Engine", "Sampling", "sample", "stream"],
     "gpt2lab.generation.runs": ["generate"],
     "gpt2lab.model": [
         "GPT2",
@@ -57,6 +58,7 @@ _HOMES = {
         "assert_causal",
         "attend",
     ],
+    "gpt2lab.planning.ways": ["plan"],
     "gpt2lab.runs.folder": ["load"],
     "gpt2lab.runs.settings": ["TrainerConfig"],
     "gpt2lab.training.run": ["train"],
@@ -69,6 +71,7 @@ __all__ = [
     "CausalityError",
     "CharDataset",
     "CharTokenizer",
+    "Engine",
     "GPT2Config",
     "GPT2Embeddings",
     "GroupQueryAttention",
@@ -90,6 +93,7 @@ __all__ = [
     "generate",
     "load",
     "pack",
+    "plan",
     "sample",
     "stream",
     "train",

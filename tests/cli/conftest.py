@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.cli import main
-from tests.conftest import MakeOnce
+from tests.conftest import LONG, MakeOnce
 from tests.warm import warm_python
 
 # Sizes that train in a second; with four heads the modern variant shares two key/value heads.
@@ -25,8 +25,6 @@ class Finished:
 
 
 Command = Callable[..., Finished]
-
-LONG = 900  # seconds for what takes one: tests fail because something is wrong, not because a machine is busy
 
 
 def assert_one_sentence(done: Finished, *words: str) -> None:

@@ -16,7 +16,7 @@ from gpt2lab.training import Trainer, TrainerConfig
 from gpt2lab.training.processes import joined_processes, rank
 
 if __name__ == "__main__":
-    with joined_processes("cpu", 120):
+    with joined_processes("cpu", 600):
         data = TokenDataset(np.zeros(1000, np.uint16), 8, 64)
         quiet = Console(file=io.StringIO())
         options = {"max_steps": 1, "batch_size": 2, "parallel": "fsdp", "device": "cpu", "compile": "no"}

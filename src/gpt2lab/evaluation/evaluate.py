@@ -13,7 +13,6 @@ from gpt2lab.data import StatelessSampler, TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
-from gpt2lab.model.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ def evaluate(
             f"a context of {T} needs more than the {model.config.max_seq_len} positions this model learned"
         )
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
-    device = model.final_norm.weight.device
+    device = model.device
     nats, counts = torch.zeros(T, dtype=torch.float64), torch.zeros(T, dtype=torch.int64)
     correct = characters = num_bytes = 0
-    with evaluating(model):
+    with model.evaluating():
         for x, y in dataset.tiles():
             logits = model(x.to(device))  # (B, T, V)
             losses = F.cross_entropy(logits.float().transpose(1, 2), y.to(device), reduction="none")  # (B, T)
@@ -102,7 +101,7 @@ def estimate_loss(model: GPT2, tokens: Tokens, num_batches: int = 200, batch_siz
     T = model.config.max_seq_len  # noqa: N806
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
     sampler = StatelessSampler(len(dataset), batch_size, seed, num_steps=num_batches)
-    device = model.final_norm.weight.device
-    with evaluating(model):
+    device = model.device
+    with model.evaluating():
         losses: list[float] = [model(x.to(device), y.to(device)).item() for x, y in map(dataset.__getitems__, sampler)]
     return sum(losses) / len(losses)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.model.gpt2 import read_config
+from gpt2lab.model.saving import read_config
 from gpt2lab.options import given_options, options_of, spelled, taking
 from gpt2lab.planning.activations import in_pieces
 from gpt2lab.planning.memory import Memory, Way

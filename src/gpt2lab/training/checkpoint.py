@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
-from gpt2lab.model.gpt2 import read_config
+from gpt2lab.model.saving import read_config
 from gpt2lab.runs.folder import MANIFEST, TrainingState, best_of, checkpoints_of, read_state, sha256
 from gpt2lab.training.optimizers import AdamW, Muon
 from gpt2lab.training.processes import num_processes, on_the_first, rank

@@ -28,7 +28,7 @@ from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
-from gpt2lab.model.gpt2 import read_config
+from gpt2lab.model.saving import read_config
 from gpt2lab.options import given_options, options_of, taking
 from gpt2lab.progress import shown
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load

@@ -23,7 +23,6 @@ from gpt2lab.files import locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import positions_to_probe
-from gpt2lab.model.modes import evaluating
 from gpt2lab.runs.folder import TrainingState, checkpoints_of
 from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.runs.settings import TrainerConfig
@@ -347,7 +346,7 @@ class Trainer:
             raise InputError("this trainer has no test data")
         losses: list[Tensor] = []
         counts: list[int] = []
-        with evaluating(self.model):
+        with self.model.evaluating():
             for x, y, targets in validation_batches(dataset, self.config, self.device, max_tokens):
                 with autocast(self.device, self.precision):
                     loss = self.model(x, y)
