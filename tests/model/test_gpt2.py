@@ -63,9 +63,9 @@ def test_the_loss_of_a_large_vocabulary_is_made_in_pieces_and_is_the_same(
     in_pieces = torch.nn.functional.linear_cross_entropy
     asked: list[tuple[torch.dtype, object]] = []
 
-    def watched(hidden: Tensor, *arguments: Any, options: object) -> Tensor:
+    def watched(hidden: Tensor, *arguments: Any, options: object, **further: Any) -> Tensor:
         asked.append((hidden.dtype, options))
-        return in_pieces(hidden, *arguments, options=options)
+        return in_pieces(hidden, *arguments, options=options, **further)
 
     monkeypatch.setattr(torch.nn.functional, "linear_cross_entropy", watched)
     if how == "bfloat16":

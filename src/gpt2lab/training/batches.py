@@ -30,13 +30,10 @@ class Batch(NamedTuple):
     targets: int
 
 
-def training_batches(
-    dataset: Dataset[Pair], config: TrainerConfig, device: torch.device, done: int, steps: int
-) -> Iterator[Batch]:
-    """What is left to train on: ``accumulation_steps`` batches for every step after ``done``, up to ``steps``."""
+def training_batches(dataset: Dataset[Pair], config: TrainerConfig, device: torch.device, done: int) -> Iterator[Batch]:
+    """``accumulation_steps`` batches for every step after ``done``, without end."""
     items = len(dataset)  # type: ignore[arg-type]
-    first, left = (n * config.accumulation_steps for n in (done, steps - done))
-    every = StatelessSampler(items, config.batch_size, config.seed, start_step=first, num_steps=left)
+    every = StatelessSampler(items, config.batch_size, config.seed, start_step=done * config.accumulation_steps)
     mine = (indices[rank() :: num_processes()] for indices in every)
     if isinstance(dataset, TokenDataset):  # gathers a whole batch at once, faster than a worker could send it
         return on_device(map(dataset.__getitems__, mine), device)

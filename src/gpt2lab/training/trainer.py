@@ -363,8 +363,8 @@ class Trainer:
         return total / everything
 
     def batches(self) -> Iterator[Batch]:
-        """Training batches from the current step to the last; of each, this process's rows."""
-        return training_batches(self.train_dataset, self.config, self.device, self.state.step, self.steps)
+        """Training batches from the current step on, without end; of each, this process's rows."""
+        return training_batches(self.train_dataset, self.config, self.device, self.state.step)
 
 
 def at(every: int, step: int) -> bool:
