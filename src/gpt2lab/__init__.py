@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         assert_causal,
         attend,
     )
+    from gpt2lab.planning.ways import plan
     from gpt2lab.runs.folder import load
     from gpt2lab.runs.settings import TrainerConfig
     from gpt2lab.training.run import train
@@ -57,6 +58,7 @@ _HOMES = {
         "assert_causal",
         "attend",
     ],
+    "gpt2lab.planning.ways": ["plan"],
     "gpt2lab.runs.folder": ["load"],
     "gpt2lab.runs.settings": ["TrainerConfig"],
     "gpt2lab.training.run": ["train"],
@@ -91,6 +93,7 @@ __all__ = [
     "generate",
     "load",
     "pack",
+    "plan",
     "sample",
     "stream",
     "train",
