@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2lab.comparison.judge import judge
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
     from gpt2lab.errors import InputError, TrainingError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 # Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
 _HOMES = {
+    "gpt2lab.comparison.judge": ["judge"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
     "gpt2lab.errors": ["InputError", "TrainingError"],
@@ -86,6 +88,7 @@ __all__ = [
     "estimate_loss",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "sample",
     "stream",
