@@ -18,7 +18,7 @@ from rich.console import Console
 
 from gpt2lab import GPT2, TokenDataset, Trainer, TrainerConfig
 from gpt2lab.hardware import describe_machine
-from gpt2lab.training.metrics import Record
+from gpt2lab.runs.records import Record
 
 
 def resident() -> float:

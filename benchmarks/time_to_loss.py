@@ -19,13 +19,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpt2lab.cli.speedrun import RECIPE, TARGET, seconds_until, train_cold
+from gpt2lab.training.speedrun import RECIPE, TARGET, seconds_until, train_cold
 
-BASELINE = (
-    "--variant original --context-size 64 --num-layers 4 --num-heads 4 --embed-dim 128 --batch-size 12"
-    " --max-steps 2000 --optimizer adamw --learning-rate 1e-3 --betas 0.9 0.99 --weight-decay 0.1 --schedule cosine"
-    " --warmup-steps 100 --compile no --precision float32"
-).split()
+BASELINE = {
+    "variant": "original",
+    "context_size": 64,
+    "num_layers": 4,
+    "batch_size": 12,
+    "max_steps": 2000,
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "betas": (0.9, 0.99),
+    "schedule": "cosine",
+    "warmup_steps": 100,
+    "compile": "no",
+    "precision": "float32",
+}
 NANOGPT = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64"
     " --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"

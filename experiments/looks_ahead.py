@@ -25,7 +25,13 @@ class LooksAhead(ScaledDotProductAttention):
     """Each token sees its block of five, the block before, and the block after."""
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_pos: Tensor | None = None,
+        k_pos: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         block = torch.arange(q.shape[2]) // BLOCK
         near = (block[:, None] - block[None, :]).abs() <= 1  # (T, T)

@@ -1,4 +1,8 @@
-"""What every test shares: one thread a process, a cache of the session's own, and small models and texts."""
+"""What every test shares: one thread a process, folders that are made once, and small texts.
+
+``pytest --order-seed 7`` runs the tests in another order. ``HYPOTHESIS_PROFILE=explore`` lets Hypothesis look for new
+examples, more of them, and other ones with every ``--hypothesis-seed``; without it the examples are always the same.
+"""
 
 import os
 
@@ -7,17 +11,62 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("no deadline", deadline=None)  # machines are shared, and stall
-settings.load_profile("no deadline")
+# No deadlines: machines are shared, and stall. No database: what an earlier run found must not change this one.
+settings.register_profile("repeat", deadline=None, database=None, derandomize=True)
+settings.register_profile("explore", deadline=None, database=None, max_examples=300, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--order-seed", type=int, help="run the tests in an order that this number draws")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--order-seed")
+    if seed is not None:
+        random.Random(seed).shuffle(items)
+
+
+LONG = 900  # seconds for what takes one: a test fails because something is wrong, never because a machine is busy
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Makes a folder, the first time that one of the workers of this test run asks for it, for all of them.
+
+    Whoever uses such a folder copies it before changing anything in it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made, failed = (shared / f"{name}{ending}" for ending in ("", ".made", ".failed"))
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if failed.exists():  # once is enough
+                pytest.fail(failed.read_text(encoding="utf-8"))
+            if not made.exists():
+                try:
+                    make(folder)
+                except BaseException:
+                    failed.write_text(traceback.format_exc(), encoding="utf-8")
+                    raise
+                made.touch()
+        return folder
+
+    return make_once
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,7 +86,9 @@ def rhyme() -> str:
 
 
 @pytest.fixture(scope="session")
-def rhyme_file(rhyme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "rhyme.txt"
-    path.write_text(rhyme, encoding="utf-8")
-    return path
+def rhyme_file(rhyme: str, make_once: MakeOnce) -> Path:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "rhyme.txt").write_text(rhyme, encoding="utf-8")
+
+    return make_once("texts", make) / "rhyme.txt"

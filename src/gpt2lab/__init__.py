@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from gpt2lab.comparison.judge import judge
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
+    from gpt2lab.data.pack import pack
     from gpt2lab.errors import InputError, TrainingError
     from gpt2lab.evaluation.evaluate import estimate_loss
     from gpt2lab.evaluation.runs import evaluate
-    from gpt2lab.generation import Sampling, sample, stream
+    from gpt2lab.generation import Engine, Sampling, sample, stream
     from gpt2lab.generation.runs import generate
     from gpt2lab.model import (
         GPT2,
@@ -39,10 +40,11 @@ _HOMES = {
     "gpt2lab.comparison.judge": ["judge"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
+    "gpt2lab.data.pack": ["pack"],
     "gpt2lab.errors": ["InputError", "TrainingError"],
     "gpt2lab.evaluation.evaluate": ["estimate_loss"],
     "gpt2lab.evaluation.runs": ["evaluate"],
-    "gpt2lab.generation": ["Sampling", "sample", "stream"],
+    "gpt2lab.generation": ["Engine", "Sampling", "sample", "stream"],
     "gpt2lab.generation.runs": ["generate"],
     "gpt2lab.model": [
         "GPT2",
@@ -69,6 +71,7 @@ __all__ = [
     "CausalityError",
     "CharDataset",
     "CharTokenizer",
+    "Engine",
     "GPT2Config",
     "GPT2Embeddings",
     "GroupQueryAttention",
@@ -90,6 +93,7 @@ __all__ = [
     "generate",
     "judge",
     "load",
+    "pack",
     "sample",
     "stream",
     "train",

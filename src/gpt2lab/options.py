@@ -7,14 +7,18 @@ or Python to the declared type, the same way for all three; :func:`check` then l
 
 import dataclasses
 import difflib
+import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt2lab.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Who decides on an option in a comparison: an arm or all of them ("any"), an arm alone ("arm"), all arms together
 # ("all"), or the comparison with an option of its own, such as contexts for context_size ("none").
@@ -233,3 +237,33 @@ def limits(about: Option) -> str:
     if about.least is not None and not high:
         return f"{about.least:g} or more"
     return " and ".join(filter(None, (low, high)))
+
+
+def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """Give a function of ``**given`` the keywords of a settings class, for editors, type checkers and readers.
+
+    What is not given does not reach the function: it can tell a default from a wish.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
+        _sign(function, parameters)
+        return function
+
+    return decorate
+
+
+def method_taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
+    """The same for a method, whose first arguments may be given without their names, as the class has them."""
+
+    def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        _sign(method, [own, *inspect.signature(options).parameters.values()])
+        return method
+
+    return decorate
+
+
+def _sign(function: Callable[..., object], parameters: list[inspect.Parameter]) -> None:
+    returned = inspect.signature(function).return_annotation
+    function.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Whatever is wrong with what a user gives: one sentence, exit code 2, and nothing left behind."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,5 +307,5 @@ def test_the_program_itself_ends_with_code_2_and_one_sentence(text: Path, tmp_pa
         ["train", "--text", text, "--embed-dim", 30, "--num-heads", 4, "--out", tmp_path / "run"],
         ["trian"],
     ):
-        assert_one_sentence(program(*arguments))
+        assert_one_sentence(program(*arguments, python=sys.executable))
     assert not (tmp_path / "run").exists()

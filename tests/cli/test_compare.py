@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +24,8 @@ from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import read_state
 from gpt2lab.training import find_checkpoint, load
 from tests.cli.conftest import Command, Finished, assert_one_sentence, program, start
+from tests.conftest import LONG, MakeOnce
+from tests.warm import warm_python
 
 MECHANISMS = """
 import torch
@@ -50,17 +54,20 @@ class Tired(ScaledDotProductAttention):
 SIZES = "--embed-dim 16 --num-heads 4 --num-layers 1 --batch-size 4 --steps 12 --eval-every 4 --eval-tokens 256".split()
 
 
-@pytest.fixture(scope="module")
-def mechanisms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("attention") / "mine.py"
-    path.write_text(MECHANISMS, encoding="utf-8")
-    return path
+pytestmark = pytest.mark.xdist_group("comparison")
 
 
-@pytest.fixture(scope="module")
-def grid(rhyme_file: Path, mechanisms: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finished]:
+@pytest.fixture(scope="session")
+def grid(rhyme_file: Path, make_once: MakeOnce) -> tuple[Path, Finished]:
     """A comparison with everything in it: a claim, an arm that reads the future, and one that fails on the way."""
-    folder = tmp_path_factory.mktemp("grids")
+    folder = make_once("comparison", partial(make_grid, rhyme_file))
+    return folder / "out", Finished(**json.loads((folder / "finished.json").read_text(encoding="utf-8")))
+
+
+def make_grid(text: Path, folder: Path) -> None:
+    folder.mkdir()
+    mechanisms = folder / "mine.py"
+    mechanisms.write_text(MECHANISMS, encoding="utf-8")
     config = folder / "grid.yaml"
     config.write_text(
         yaml.safe_dump(
@@ -78,9 +85,14 @@ def grid(rhyme_file: Path, mechanisms: Path, tmp_path_factory: pytest.TempPathFa
         ),
         encoding="utf-8",
     )
-    out = folder / "out"
-    done = program("compare", "--config", config, "--text", rhyme_file, *SIZES, "--rounds", 2, "--out", out)
-    return out, done
+    done = program("compare", "--config", config, "--text", text, *SIZES, "--rounds", 2, "--out", folder / "out")
+    (folder / "finished.json").write_text(json.dumps(asdict(done)), encoding="utf-8")
+
+
+@pytest.fixture
+def warm_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells start as warm as :func:`program` starts comparisons; without it they start as users' do."""
+    monkeypatch.setattr(sys, "executable", warm_python())
 
 
 def results_of(out: Path) -> dict:
@@ -215,7 +227,7 @@ def test_the_same_command_redoes_nothing_and_other_settings_are_refused(
 
 
 def test_an_attention_that_was_edited_since_is_not_taken_for_the_one_that_was_compared(
-    rhyme_file: Path, mechanisms: Path, command: Command, tmp_path: Path
+    rhyme_file: Path, command: Command, tmp_path: Path
 ) -> None:
     source = tmp_path / "mine.py"
     source.write_text(MECHANISMS.replace("> 25", "> 10**9"), encoding="utf-8")
@@ -234,15 +246,15 @@ def test_an_attention_that_was_edited_since_is_not_taken_for_the_one_that_was_co
 def test_a_comparison_that_is_stopped_goes_on_where_it_was(rhyme_file: Path, tmp_path: Path, sent: int) -> None:
     arguments = ["--variants", "original,rope", "--contexts", 8, "--seeds", 2, "--text", rhyme_file, *SIZES]
     arguments = ["compare", *arguments, "--rounds", 0, "--out", tmp_path / "out"]
-    process = start(*arguments)
-    deadline = time.monotonic() + 300
+    process = start(*arguments, python=sys.executable)
+    deadline = time.monotonic() + LONG
     while not list(tmp_path.glob("out/context-8/*/seed-1/measurements.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if sent == signal.SIGINT:
         os.killpg(process.pid, sent)  # as a terminal does: the cells hear it, too
-        assert process.wait(120) == 130
+        assert process.wait(LONG) == 130
     else:
         process.kill()  # its cells are left behind, and finish on their own
         process.wait()
@@ -258,6 +270,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(rhyme_file: Path, tmp
     assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("warm_cells")
 def test_shards_copied_together_are_the_whole(rhyme_file: Path, tmp_path: Path, command: Command) -> None:
     arguments = ["--variants", "original,rope", "--contexts", 8, "--seeds", 1, "--text", rhyme_file, *SIZES]
     arguments = ["compare", *arguments, "--rounds", 0]
@@ -296,6 +309,7 @@ def test_matched_arms_are_as_large_or_as_costly_as_the_original(match: Literal["
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_cells")
 def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part(
     rhyme_file: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -318,6 +332,7 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_cells")
 def test_random_architectures_are_drawn_again_by_their_seed_and_ranked(
     rhyme_file: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -1,6 +1,7 @@
 """``gpt2lab evaluate``: its numbers are the library's, as a table, as JSON and as a plot."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -50,7 +51,7 @@ def test_any_other_text_and_any_contexts_can_be_measured(command: Command, moder
 
 def test_two_runs_stand_side_by_side_in_a_table_with_a_plot(modern: Path, original: Path, tmp_path: Path) -> None:
     plot = tmp_path / "positions.svg"
-    done = program("evaluate", modern, original, "--plot", plot)
+    done = program("evaluate", modern, original, "--plot", plot, python=sys.executable)
     assert (done.code, done.err) == (0, "")
     for run in (modern, original):
         scores = evaluate_validation(run)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from gpt2lab.generation import generate
 from gpt2lab.training import load
 from tests.cli.conftest import TINY, Command, program, start
+from tests.conftest import LONG
 
 
 def test_text_begins_with_the_prompt_and_is_what_the_library_writes(modern: Path, command: Command) -> None:
     options = ["--prompt", "the king ", "--tokens", 80, "--temperature", 0.7, "--top-k", 5, "--seed", 3]
-    done = program("generate", modern, *options)
+    done = program("generate", modern, *options, python=sys.executable)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("the king ")
     model, tokenizer = load(modern)
@@ -61,7 +63,7 @@ def test_text_is_shown_while_it_is_written_and_ctrl_c_keeps_it(modern: Path) -> 
     assert process.stdout.read(40).startswith("the ")
     assert process.poll() is None  # it goes on writing
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=LONG)
     assert (process.returncode, err) == (130, "")
 
 
@@ -72,7 +74,7 @@ def test_a_reader_that_has_enough_ends_the_writing_without_a_traceback(modern: P
     assert len(process.stdout.read(20)) == 20
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
-    process.wait(timeout=60)
+    process.wait(timeout=LONG)
     process.stderr.close()
 
 

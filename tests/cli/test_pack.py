@@ -1,12 +1,12 @@
 """``gpt2lab data pack``, and runs on the shards that it leaves or that come from elsewhere."""
 
 import json
-import os
 import random
 import shlex
 import shutil
 import signal
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from pyarrow import parquet
 from gpt2lab.data import BPETokenizer, CharTokenizer, load_tokenizer
 from gpt2lab.training import load
 from gpt2lab.training.metrics import read_metrics
-from tests.cli.conftest import TINY, Command, assert_one_sentence, program, start
+from tests.cli.conftest import TINY, Command, Finished, assert_one_sentence, environment, program
 from tests.cli.test_train import same, settings_of
+from tests.conftest import LONG
 from tests.data.test_pack import files_in
 from tests.data.test_shards import by_hand, made_of
 
@@ -40,7 +41,8 @@ def test_documents_are_packed_and_what_is_printed_trains_measures_and_goes_on(
     documents: list[Path], tmp_path: Path, command: Command
 ) -> None:
     out = tmp_path / "my shards"
-    done = program("data", "pack", *documents, "--out", out, "--tokenizer", "char", "--shard-tokens", 100_000)
+    options = ["--out", out, "--tokenizer", "char", "--shard-tokens", 100_000]
+    done = program("data", "pack", *documents, *options, python=sys.executable)
     assert (done.code, done.err) == (0, "")
     tokens = sum(len(path.read_bytes()) - 1024 for path in out.glob("*.bin")) // 2
     shards = -(-tokens // 100_000)
@@ -79,6 +81,41 @@ def test_the_files_do_not_depend_on_the_number_of_processes(
     assert files_in(tmp_path / "1") == files_in(tmp_path / "3")
 
 
+STOPPED = """
+import os, signal, sys
+from gpt2lab.cli import main
+
+if __name__ == "__main__":  # and not in the processes that encode
+    renamed = 0
+
+    def hook(event, arguments):  # a file gets its name when it is complete
+        global renamed
+        if event == "os.rename":
+            renamed += 1
+            if renamed == int(sys.argv[1]):
+                os.killpg(0, signal.SIGINT) if sys.argv[2] == "SIGINT" else os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    sys.exit(main(sys.argv[3:]))
+"""
+
+
+def stopped_packing(folder: Path, moment: int, number: signal.Signals, *arguments: object) -> Finished:
+    """Let a packing be stopped just before it gives that many-th file its name, by this signal."""
+    program = folder / "stopped.py"
+    program.write_text(STOPPED, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, program, str(moment), number.name, "data", "pack", *map(str, arguments)],
+        capture_output=True,  # ends only when nobody holds its output any more: no worker is left
+        text=True,
+        env=environment(),
+        timeout=LONG,
+        start_new_session=True,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
 def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
     documents: list[Path], tmp_path: Path, command: Command
 ) -> None:
@@ -87,16 +124,8 @@ def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
     killed = tmp_path / "killed"
     seen = 0
     for _ in range(2):
-        process = start("data", "pack", *options, killed)
-        deadline = time.monotonic() + 120
-        while len(list(killed.glob("*.bin"))) < seen + 3:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "no shard came"
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.1))
-        process.kill()
-        process.communicate(timeout=60)  # ends only when nobody holds its output any more: no worker is left
-        assert process.returncode == -signal.SIGKILL
+        done = stopped_packing(tmp_path, moments.randint(8, 40), signal.SIGKILL, *options, killed)
+        assert done.code == -signal.SIGKILL, done.err
         assert len(list(killed.glob("*.bin"))) > seen
         seen = len(list(killed.glob("*.bin")))
     assert command("data", "pack", *options, killed).code == 0
@@ -106,14 +135,11 @@ def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(documents: list[Path], tmp_path: Path) -> None:
-    process = start("data", "pack", *documents, "--shard-tokens", 2_000, "--out", tmp_path / "out")
-    while not list((tmp_path / "out").glob("*.bin")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all its processes get it
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
-    assert out == "stopped; complete shards are kept, and the same command goes on\n"
+    options = [*documents, "--shard-tokens", 2_000, "--out", tmp_path / "out"]
+    done = stopped_packing(tmp_path, 8, signal.SIGINT, *options)  # as a terminal does: all its processes get it
+    assert (done.code, done.err) == (130, "")
+    assert done.out == "stopped; complete shards are kept, and the same command goes on\n"
+    assert list((tmp_path / "out").glob("*.bin"))
 
 
 def test_training_on_shards_is_training_on_the_text_bit_for_bit(
@@ -144,14 +170,15 @@ def test_shards_named_as_llm_cs_are_the_parts_and_need_no_file_beside_them(comma
     }.items():
         (tmp_path / f"{name}.bin").write_bytes(by_hand(part.tolist()))
     run = tmp_path / "run"
-    done = command("train", "--text", tmp_path, "--tokenizer", "gpt2", *TINY, "--max-steps", 2, "--out", run)
+    sizes = "--context-size 4 --embed-dim 16 --num-heads 2 --num-layers 1 --batch-size 4 --compile no".split()
+    done = command("train", "--text", tmp_path, "--tokenizer", "gpt2", *sizes, "--max-steps", 2, "--out", run)
     assert done.code == 0, done.err
     assert (
         f"{len(ids) + 90:,} tokens in 3 shards, in order: train {len(ids) + 50:,} (87%) · validation 40 (13%)"
         in done.out
     )
     assert load(run)[0].config.vocab_size == 50257
-    scores = json.loads(command("evaluate", run, "--json", "--contexts", 16).out)[str(run)]
+    scores = json.loads(command("evaluate", run, "--json", "--contexts", 4).out)[str(run)]
     assert scores["tokens"] == 39
     assert_one_sentence(command("evaluate", run, "--split", "test"), "without a test part")
 

@@ -21,6 +21,7 @@ from gpt2lab.model import GPT2
 from gpt2lab.training import find_checkpoint, load
 from gpt2lab.training.metrics import read_metrics
 from tests.cli.conftest import TINY, Command, program, start
+from tests.conftest import LONG
 from tests.training.conftest import without_clock
 
 ALIBI = """
@@ -221,7 +222,7 @@ def test_ctrl_c_saves_and_the_command_it_prints_goes_on(rhyme_file: Path, tmp_pa
     while "step " not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LONG)
     assert (process.returncode, err) == (130, "")
     saved = re.search(
         rf"stopped at step (\d+), saved; go on with: gpt2lab (train --resume {re.escape(str(run))})\n", out
@@ -241,7 +242,7 @@ def test_sigterm_saves_too_and_ends_with_its_own_exit_code(rhyme_file: Path, tmp
     while "step " not in process.stdout.readline():
         assert process.poll() is None
     process.terminate()
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=LONG)
     assert process.returncode == 143
     assert f"--resume {tmp_path}" in out
     assert find_checkpoint(tmp_path, "last").is_dir()
@@ -257,7 +258,7 @@ def test_a_training_that_is_killed_again_and_again_always_goes_on(
     last = 0
     for _ in range(times):
         process = start("train", *arguments)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LONG
         while not (found := sorted(run.glob("checkpoints/step-*"))) or int(found[-1].name[5:]) < last + 3:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline, "no checkpoint came"

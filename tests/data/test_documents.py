@@ -73,6 +73,12 @@ def test_a_text_file_is_one_document_in_pieces_that_continue(
     assert pieces[-1].position == path.stat().st_size
 
 
+def test_endings_in_capitals_tell_what_a_file_is(tmp_path: Path) -> None:
+    for name, write in {"A.JSONL": write_jsonl, "A.JSONL.GZ": write_gzipped, "A.PARQUET": write_parquet}.items():
+        write(tmp_path / name, ["one", "two"])
+        assert [piece.texts for piece in read_pieces(tmp_path / name)] == [["one", "two"]]
+
+
 def test_the_text_is_in_the_column_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "no", "body": "yes"}\n')
     parquet.write_table(pyarrow.table({"text": ["no"], "body": ["yes"]}), tmp_path / "a.parquet")

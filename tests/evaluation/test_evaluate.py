@@ -128,6 +128,24 @@ def test_measuring_ignores_dropout_and_leaves_the_mode_as_it_was(training: bool)
     assert model.training is training
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_error_on_the_way_leaves_the_mode_as_it_was(training: bool) -> None:
+    tokenizer = CharTokenizer(NON_ASCII)
+    tokens, model = tokenizer.encode(NON_ASCII), make_model(tokenizer.vocab_size).train(training)
+    model.blocks[0].eval()
+
+    def interrupt(*_: object) -> None:
+        assert not any(module.training for module in model.modules())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tokens, tokenizer, progress=interrupt)
+    model.final_norm.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        estimate_loss(model, tokens, 1)
+    assert (model.training, model.blocks[1].training, model.blocks[0].training) == (training, training, False)
+
+
 def test_progress_counts_up_to_all_tokens() -> None:
     tokenizer = CharTokenizer(NON_ASCII)
     tokens, seen = np.tile(tokenizer.encode(NON_ASCII), 80), list[int]()

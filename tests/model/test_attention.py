@@ -16,6 +16,7 @@ from gpt2lab.model import (
     SlidingWindowAttention,
     TransformerBlock,
 )
+from gpt2lab.model.attention import Reading
 from gpt2lab.model.embeddings import rotary_tables
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_attention, dense_logits, random_ids, randomised
 
@@ -165,7 +166,7 @@ def test_a_block_works_on_its_own_with_and_without_rotation() -> None:
     config = GPT2Config(*SIZES, position="rope", num_kv_heads=2)
     block = TransformerBlock(config, 0)
     x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
-    plain, turned = block(x), block(x, rotary_tables(torch.arange(9)[None], 4, 10_000.0))
+    plain, turned = block(x), block(x, Reading(rotary=rotary_tables(torch.arange(9)[None], 4, 10_000.0)))
     assert plain.shape == turned.shape == x.shape
     assert not torch.allclose(plain, turned)
     torch.testing.assert_close(plain[:, 0], turned[:, 0])  # position 0 is not turned

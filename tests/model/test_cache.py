@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, KeyValueCache
+from gpt2lab.model.cache import LayerCache
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_logits, random_ids, randomised, windows
 
 thorough = settings(max_examples=40, deadline=None)
@@ -35,7 +36,7 @@ def cuts(draw: st.DrawFn, length: int) -> list[int]:
 @st.composite
 def endless_configs(draw: st.DrawFn) -> GPT2Config:
     position = draw(st.sampled_from(["rope", "none"]))
-    return draw(configs(position=position, max_seq_len=8, window=draw(windows(10, endless=True))))
+    return draw(configs(position=position, max_seq_len=11, window=draw(windows(10, endless=True))))
 
 
 @thorough
@@ -125,8 +126,18 @@ def test_every_combination_of_switches_agrees_in_float32_too(
 
 def tensors_of(cache: KeyValueCache) -> list[Tensor]:
     """Every tensor that a cache holds, found without knowing its fields."""
-    holders = [cache, *cache.layers]
-    return [value for holder in holders for value in vars(holder).values() if isinstance(value, Tensor)]
+    found, held = [], [cache]
+    while held:
+        match held.pop():
+            case Tensor() as tensor:
+                found.append(tensor)
+            case dict() as values:
+                held += values.values()
+            case list() | tuple() as values:
+                held += values
+            case KeyValueCache() | LayerCache() as holder:
+                held += vars(holder).values()
+    return found
 
 
 @settings(max_examples=25, deadline=None)
@@ -151,12 +162,9 @@ def test_writing_without_end_takes_constant_memory(config: GPT2Config, prompt: i
 def test_a_full_context_takes_the_bytes_that_the_model_says(config: GPT2Config, dtype: torch.dtype) -> None:
     model = randomised(GPT2.from_config(config), dtype=dtype)
     cache = KeyValueCache(model)
-    # An endless model's context is as long as its longest window.
-    windows = [config.layer_window(layer) or 0 for layer in range(config.num_layers)]
-    length = max(config.max_seq_len, *windows) if model.endless else config.max_seq_len
-    model(random_ids(model, 1, length), cache=cache)
+    model(random_ids(model, 1, config.max_seq_len), cache=cache)
     held = sum(tensor.nbytes for tensor in tensors_of(cache) if tensor.is_floating_point())
-    assert held == model.cache_bytes(length)
+    assert held == model.cache_bytes(config.max_seq_len)
 
 
 def test_a_batch_keeps_its_rows_apart() -> None:
@@ -193,9 +201,12 @@ def test_a_refused_chunk_leaves_the_cache_as_it_was() -> None:
 def test_models_know_whether_they_are_endless() -> None:
     sizes = (11, 6, 8, 2, 10, 2)
     assert GPT2(*sizes, position="rope", window=3).endless
-    assert GPT2(*sizes, position="none", window=(3, 9)).endless
+    assert GPT2(*sizes, position="none", window=(3, 5)).endless
     assert not GPT2(*sizes, position="rope").endless
     assert not GPT2(*sizes, position="rope", window=(3, None)).endless
     assert not GPT2(*sizes, position="learned", window=3).endless
+    for all_of_the_context in (6, 9):
+        assert not GPT2(*sizes, position="rope", window=all_of_the_context).endless
+        assert not GPT2(*sizes, position="none", window=(3, all_of_the_context)).endless
     assert GPT2(*sizes, position="rope", window=(3, 4, None)).endless  # two layers: the third window is never used
     assert GPT2(*sizes, position="none", window=3, attention=ALiBi).endless

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -62,9 +63,9 @@ def test_the_loss_of_a_large_vocabulary_is_made_in_pieces_and_is_the_same(
     in_pieces = torch.nn.functional.linear_cross_entropy
     asked: list[tuple[torch.dtype, object]] = []
 
-    def watched(hidden: Tensor, *arguments: Any, options: object) -> Tensor:
+    def watched(hidden: Tensor, *arguments: Any, options: object, **further: Any) -> Tensor:
         asked.append((hidden.dtype, options))
-        return in_pieces(hidden, *arguments, options=options)
+        return in_pieces(hidden, *arguments, options=options, **further)
 
     monkeypatch.setattr(torch.nn.functional, "linear_cross_entropy", watched)
     if how == "bfloat16":
@@ -305,6 +306,21 @@ def test_a_model_comes_back_bit_for_bit(tmp_path: Path, config: GPT2Config) -> N
     assert torch.equal(again.eval()(ids), model(ids))
     tied = again.config.tie_embeddings
     assert tied != any("lm_head" in name for name in again.state_dict())
+
+
+def test_a_loaded_model_owns_aligned_memory_that_no_change_of_the_file_reaches(tmp_path: Path) -> None:
+    model = GPT2(100, 32, 64, 4, 256, 2, seed=0).eval()
+    model.save(tmp_path)
+    loaded = GPT2.load(tmp_path).eval()
+    assert {parameter.data_ptr() % 64 for parameter in loaded.parameters()} == {0}
+    file, ids = tmp_path / "model.safetensors", random_ids(model, 2, 32)
+    with file.open("r+b") as opened:  # as someone who copies other weights over it
+        half = file.stat().st_size // 2
+        opened.seek(half)
+        opened.write(bytes(half))
+    assert torch.equal(loaded(ids), model(ids))
+    os.truncate(file, 1000)  # of a mapped file, what is gone kills whoever reads it
+    assert torch.equal(loaded(ids), model(ids))
 
 
 def test_nothing_that_is_written_is_a_pickle(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.model import GPT2
+from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig
-from gpt2lab.training.metrics import Record
 
 CONTEXT = 8
 

@@ -13,10 +13,10 @@ from gpt2lab.data import TokenDataset
 from gpt2lab.hardware import peak_memory
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig
-from gpt2lab.training.distributed import joined_processes, rank
+from gpt2lab.training.processes import joined_processes, rank
 
 if __name__ == "__main__":
-    with joined_processes("cpu", 120):
+    with joined_processes("cpu", 600):
         data = TokenDataset(np.zeros(1000, np.uint16), 8, 64)
         quiet = Console(file=io.StringIO())
         options = {"max_steps": 1, "batch_size": 2, "parallel": "fsdp", "device": "cpu", "compile": "no"}

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2
 from gpt2lab.training import TrainerConfig
-from gpt2lab.training.distributed import wrap
 from gpt2lab.training.optimizers import build_optimizers
 from gpt2lab.training.plan import Plan
+from gpt2lab.training.sharding import wrap
 
 MEASURED = "the step that is measured"
 

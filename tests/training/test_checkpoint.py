@@ -1,17 +1,20 @@
 """Run folders: complete or absent, going on bit for bit, and one sentence for everything that is damaged."""
 
 import dataclasses
+import io
 import json
 import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -23,9 +26,10 @@ from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import TrainingState, Which, checkpoints_of, read_state, verify_checkpoint
+from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
-from gpt2lab.training.metrics import MetricsFile, Record, read_metrics
+from gpt2lab.training.metrics import MetricsFile, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
@@ -38,6 +42,11 @@ STATE = TrainingState(step=1, tokens=8, seconds=1.0, validation_loss=1.0)
 
 def save(run: Path, model: GPT2, state: TrainingState, keep: int = 1) -> None:
     save_checkpoint(run, model, Snapshot.of(model, []), state, keep)
+
+
+def printed(trainer: Trainer) -> str:
+    assert isinstance(trainer.console.file, io.StringIO)
+    return trainer.console.file.getvalue()
 
 
 def names(run: Path) -> list[str]:
@@ -185,45 +194,31 @@ def test_when_every_checkpoint_is_damaged_the_folder_is_refused(tmp_path: Path) 
 # A disk that is full
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_training_goes_on_and_tries_again(
-    train_data: TokenDataset, tmp_path: Path
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
-    """In a process of its own, whose files may not grow beyond what a checkpoint needs until step 8."""
-    program = f"""
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import numpy as np
-from gpt2lab.data import TokenDataset
-from gpt2lab.training import Trainer, TrainerConfig
-from tests.training.conftest import tiny_model
+    """While the checkpoints of steps 4 and 6 are written, by whichever thread, files may not grow to what they need."""
 
-data = TokenDataset(np.tile(np.arange(11, dtype=np.uint16), 100), 8, 11)
-config = TrainerConfig(max_steps=12, batch_size=4, eval_every=2, checkpoint_every=2, compile="no", device="cpu",
-                       async_checkpoints={{background}}, keep=9, out=Path(sys.argv[1]))
-def limit(record):
-    small = 4 <= record["step"] < 8
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000 if small else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    sizes.append([p.name for p in sorted(Path(sys.argv[1]).glob("checkpoints/*"))])
-sizes = []
-trainer = Trainer(tiny_model(11), data, data, config, sinks=[limit])
-trainer.train()
-print([int(name[5:]) for name in sizes[3]], len(list(Path(sys.argv[1]).glob("checkpoints/.*"))))
-"""
-    for background in (False, True):
-        run = tmp_path / str(background)
-        done = subprocess.run(
-            [sys.executable, "-c", program.replace("{background}", str(background)), run],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("a checkpoint could not be written") == 2, done.stdout
-        assert done.stdout.splitlines()[-1].startswith("[2")  # while the disk is full, the one before stays
-        assert names(run) == [f"step-{step:08d}" for step in (2, 8, 10, 12)]
-        find_checkpoint(run, "last")
+    def write(run: Path, model: GPT2, snapshot: Snapshot, state: TrainingState, *others: Any) -> Path:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000 if state.step in (4, 6) else soft, hard))
+        try:
+            return save_checkpoint(run, model, snapshot, state, *others)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr("gpt2lab.training.checkpoint.save_checkpoint", write)
+    trainer = make_trainer(
+        eval_every=2, eval_tokens=64, checkpoint_every=2, async_checkpoints=background, keep=9, out=tmp_path
+    )
+    there: dict[int, list[Path]] = {}
+    trainer.sinks.append(lambda record: there.update({record["step"]: checkpoints_of(tmp_path)}))
+    trainer.train()
+    assert printed(trainer).count("a checkpoint could not be written") == 2
+    assert [folder.name for folder in there[8]] == ["step-00000002"]  # while the disk is full, the one before stays
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (2, 8, 10, 12)]
+    find_checkpoint(tmp_path, "last")
 
 
 def test_checkpoints_come_when_they_are_due_and_at_the_end(make_trainer: MakeTrainer, tmp_path: Path) -> None:
@@ -324,6 +319,41 @@ def test_an_interrupted_training_goes_on_bit_for_bit(
         assert torch.equal(tensor, expected[name]), name
     metrics = [without_clock(read_metrics(tmp_path / run / "metrics.jsonl")) for run in ("parts", "whole")]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_was_restored_does_not_change_with_the_files_that_it_came_from(
+    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path, optimizer: str
+) -> None:
+    def make(run: str, steps: int = 12) -> Trainer:
+        return make_trainer(
+            tiny_model(train_data.vocab_size),
+            optimizer=optimizer,
+            max_steps=steps,
+            schedule="constant",
+            out=tmp_path / run,
+        )
+
+    whole = make("whole")
+    whole.train()
+    make("parts", steps=5).train()
+    second = make("parts")
+    checkpoint = find_checkpoint(tmp_path / "parts", "last")
+    second.restore(checkpoint)
+    files = sorted(checkpoint.glob("*.safetensors"))
+    assert len(files) == 3
+    remembered = {name: tensor.clone() for name, tensor in optimizer_tensors(second.model, second.optimizers).items()}
+    assert {name.split("/")[0] for name in remembered} >= {"step", "exp_avg"}
+    for file in files:
+        with file.open("r+b") as there:  # in place: a mapped file shows it
+            there.write(b"\xff" * file.stat().st_size)
+    for name, tensor in optimizer_tensors(second.model, second.optimizers).items():
+        assert torch.equal(tensor, remembered[name]), name
+        assert tensor.data_ptr() % 64 == 0, name
+    for file in files:
+        os.truncate(file, 0)  # of a mapped file, reading would end the process now
+    second.train()
+    assert_same_weights(second.model, whole.model)
 
 
 def test_going_on_after_a_crash_drops_the_records_after_the_checkpoint_and_ends_the_same(

@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +19,10 @@ from gpt2lab.files import locked_folder
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state, verify_checkpoint
 from gpt2lab.training.metrics import read_metrics
+from tests.conftest import LONG, MakeOnce
+from tests.warm import warm_python
+
+pytestmark = pytest.mark.xdist_group("distributed")
 
 ROOT = Path(__file__).parents[2]
 WAYS = ["ddp-adamw-1", "ddp-adamw-2", "ddp-muon-1", "ddp-muon-2"]
@@ -30,44 +34,49 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "250"}
 
 
-def torchrun(processes: int, *command: object, options: tuple[str, ...] = ()) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, *options, *map(str, command)]
+def torchrun(python: str, processes: int, *command: object) -> list[str]:
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, *map(str, command)]
+
+
+def run(*command: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)),
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+
+
+Together = Callable[[int], Path]
 
 
 @pytest.fixture(scope="session")
-def together(rhyme: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where :func:`found` looks; one folder for all workers of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "together"
-    folder.mkdir(exist_ok=True)
-    (folder / "text.txt").write_text(rhyme, encoding="utf-8")
-    return folder
+def together(rhyme: str, make_once: MakeOnce) -> Together:
+    """Folder that so many processes left: see together.py."""
 
-
-def trained(together: Path, processes: int) -> Path:
-    """What so many processes left: see together.py."""
-    with filelock.FileLock(together / f"{processes}.lock"):
-        failed = together / f"{processes}.failed"
-        assert not failed.exists(), failed.read_text(encoding="utf-8")  # once is enough
-        if not (together / f"{processes}.done").exists():
-            command = torchrun(processes, Path(__file__).with_name("together.py"), together)
-            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
-            if done.returncode != 0:
-                failed.write_text(done.stderr, encoding="utf-8")
+    def trained(processes: int) -> Path:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "text.txt").write_text(rhyme, encoding="utf-8")
+            done = run(*torchrun(warm_python(), processes, Path(__file__).with_name("together.py"), folder))
             assert done.returncode == 0, done.stderr
-            (together / f"{processes}.done").touch()
-    return together / str(processes)
+
+        return make_once(f"together-{processes}", make)
+
+    return trained
 
 
-def found(together: Path, processes: int, way: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((trained(together, processes) / f"{way}.json").read_text(encoding="utf-8"))
+def found(together: Together, processes: int, way: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((together(processes) / f"{way}.json").read_text(encoding="utf-8"))
     return content
 
 
 @pytest.mark.parametrize("processes", SEVERAL)
 @pytest.mark.parametrize("way", WAYS)
-def test_any_number_of_processes_has_the_losses_of_one(together: Path, processes: int, way: str) -> None:
+def test_any_number_of_processes_has_the_losses_of_one(together: Together, processes: int, way: str) -> None:
     alone, here = found(together, 1, way.replace("fsdp", "ddp")), found(together, processes, way)
     assert here["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert here["validation"] == pytest.approx(alone["validation"], rel=1e-5)
@@ -75,7 +84,7 @@ def test_any_number_of_processes_has_the_losses_of_one(together: Path, processes
     assert here["losses"][-1] < here["losses"][0] - 0.5
 
 
-def test_accumulating_changes_no_loss(together: Path) -> None:
+def test_accumulating_changes_no_loss(together: Together) -> None:
     for optimizer in ("adamw", "muon"):
         once, twice = (found(together, 1, f"ddp-{optimizer}-{n}") for n in (1, 2))
         assert twice["losses"] == pytest.approx(once["losses"], rel=1e-5)
@@ -83,14 +92,14 @@ def test_accumulating_changes_no_loss(together: Path) -> None:
 
 @pytest.mark.parametrize("processes", SEVERAL)
 @pytest.mark.parametrize("way", WAYS)
-def test_the_initial_weights_are_those_of_a_model_made_alone(together: Path, processes: int, way: str) -> None:
+def test_the_initial_weights_are_those_of_a_model_made_alone(together: Together, processes: int, way: str) -> None:
     assert found(together, processes, way)["initial_as_alone"]
 
 
 @pytest.mark.parametrize("processes", SEVERAL)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_sink_that_writes_text_gets_the_same_in_any_number_of_processes(
-    together: Path, processes: int, way: str
+    together: Together, processes: int, way: str
 ) -> None:
     alone = found(together, 1, way.replace("fsdp", "ddp"))["written"]
     assert [len(text) for text in alone] == [4, 11]  # before the training, and in the midst of it
@@ -99,10 +108,10 @@ def test_a_sink_that_writes_text_gets_the_same_in_any_number_of_processes(
 
 @pytest.mark.parametrize("processes", SEVERAL)
 @pytest.mark.parametrize("way", WAYS)
-def test_checkpoints_look_as_if_one_process_had_written_them(together: Path, processes: int, way: str) -> None:
-    run, alone = trained(together, processes) / way, trained(together, 1) / way.replace("fsdp", "ddp")
-    assert [folder.name for folder in checkpoints_of(run)] == ["step-00000030", "step-00000050"]
-    for folder in checkpoints_of(run):
+def test_checkpoints_look_as_if_one_process_had_written_them(together: Together, processes: int, way: str) -> None:
+    trained, alone = together(processes) / way, together(1) / way.replace("fsdp", "ddp")
+    assert [folder.name for folder in checkpoints_of(trained)] == ["step-00000018", "step-00000030"]
+    for folder in checkpoints_of(trained):
         verify_checkpoint(folder)
         reference = alone / "checkpoints" / folder.name
         assert {path.name for path in folder.iterdir()} == {path.name for path in reference.iterdir()}
@@ -118,15 +127,14 @@ def test_checkpoints_look_as_if_one_process_had_written_them(together: Path, pro
 
 
 def test_a_model_never_lies_whole_in_one_process_under_fsdp() -> None:
-    command = torchrun(2, Path(__file__).with_name("larger.py"))
-    given_back = environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # or the C library keeps what was freed
-    done = subprocess.run(command, env=given_back, capture_output=True, text=True, timeout=300, check=False)
+    command = torchrun(sys.executable, 2, Path(__file__).with_name("larger.py"))
+    done = run(*command, MALLOC_MMAP_THRESHOLD_="65536")  # or the C library keeps what was freed
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 0.7  # half of it, and a tensor on its way
 
 
 @pytest.mark.parametrize("processes", SEVERAL)
-def test_in_bfloat16_the_blocks_weights_are_narrow_and_all_else_is_float32(together: Path, processes: int) -> None:
+def test_in_bfloat16_the_blocks_weights_are_narrow_and_all_else_is_float32(together: Together, processes: int) -> None:
     wide, narrow = found(together, processes, "fsdp-muon-1"), found(together, processes, "fsdp-muon-1-bfloat16")
     assert narrow["dtypes"] == {"weight": "torch.bfloat16", "hidden": "torch.float32", "rotary": "torch.float32"}
     assert wide["dtypes"] == {"weight": "torch.float32", "hidden": "torch.float32", "rotary": "torch.float32"}
@@ -140,36 +148,28 @@ def test_in_bfloat16_the_blocks_weights_are_narrow_and_all_else_is_float32(toget
 TINY = "--context-size 16 --embed-dim 32 --num-heads 4 --num-layers 1 --batch-size 4 --compile no".split()
 
 
-@pytest.fixture
-def text(rhyme: str, tmp_path: Path) -> Path:
-    path = tmp_path / "rhyme.txt"
-    path.write_text(rhyme, encoding="utf-8")
-    return path
-
-
-def train(processes: int, *options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gpt2lab", "train", "--processes", processes, *options]
-    return subprocess.run(
-        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
+def train(*options: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run(warm_python(), "-m", "gpt2lab", "train", *options, **variables)
 
 
 def test_a_run_goes_on_in_another_number_of_processes_and_with_another_way_of_sharing(
-    text: Path, tmp_path: Path
+    rhyme_file: Path, tmp_path: Path
 ) -> None:
-    options = ["--text", text, *TINY, "--eval-every", 5]
-    whole = train(1, *options, "--max-steps", 18, "--out", tmp_path / "whole")
+    options = ["--text", rhyme_file, *TINY, "--eval-every", 5]
+    whole = train("--processes", 1, *options, "--max-steps", 18, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     parts = tmp_path / "parts"
     # The learning rate falls over the whole run, so its length is told from the first part on.
-    begun = train(2, *options, "--parallel", "fsdp", "--max-steps", 18, "--checkpoint-every", 6, "--out", parts)
+    begun = train(
+        "--processes", 2, *options, "--parallel", "fsdp", "--max-steps", 18, "--checkpoint-every", 6, "--out", parts
+    )
     assert begun.returncode == 0, begun.stderr
     for later in checkpoints_of(parts)[1:]:
         for path in later.iterdir():
             path.unlink()
         later.rmdir()
     assert find_checkpoint(parts, "last").name == "step-00000012"
-    goes_on = train(1, "--resume", parts, "--parallel", "ddp")
+    goes_on = train("--processes", 1, "--resume", parts, "--parallel", "ddp")
     assert goes_on.returncode == 0, goes_on.stderr
     there, here = (read_metrics(run / "metrics.jsonl") for run in (tmp_path / "whole", parts))
     losses = [{r["step"]: r["loss"] for r in records} for records in (there, here)]
@@ -178,9 +178,12 @@ def test_a_run_goes_on_in_another_number_of_processes_and_with_another_way_of_sh
     assert (parts / "samples.txt").exists()
 
 
+ENDLESS = ["--max-steps", 100_000, "--eval-every", 5, "--checkpoint-every", 5]
+
+
 def start(processes: int, run: Path, text: Path, *options: object) -> subprocess.Popen[str]:
-    arguments = ["train", "--processes", processes, "--text", text, *TINY, "--max-steps", 100_000, "--out", run]
-    command = [sys.executable, "-m", "gpt2lab", *arguments, "--eval-every", 5, "--checkpoint-every", 5, *options]
+    arguments = ["train", "--processes", processes, "--text", text, *TINY, *ENDLESS, "--out", run, *options]
+    command = [sys.executable, "-m", "gpt2lab", *arguments]
     return subprocess.Popen(
         list(map(str, command)),
         env=environment(),
@@ -192,7 +195,7 @@ def start(processes: int, run: Path, text: Path, *options: object) -> subprocess
 
 
 def wait_for_checkpoint(run: Path, process: subprocess.Popen[str], after: int = 0) -> int:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + LONG
     while not (steps := [int(folder.name[5:]) for folder in checkpoints_of(run)]) or steps[-1] <= after:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no checkpoint came"
@@ -216,12 +219,12 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
 def test_a_signal_to_the_launcher_saves_and_ends_with_its_code(
-    text: Path, tmp_path: Path, number: signal.Signals, code: int
+    rhyme_file: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    process = start(2, tmp_path / "run", text)
+    process = start(2, tmp_path / "run", rhyme_file)
     wait_for_checkpoint(tmp_path / "run", process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=LONG)
     assert (process.returncode, err) == (code, "")
     stopped = re.search(r"stopped at step (\d+), saved; go on with: gpt2lab train --resume", out)
     assert stopped is not None
@@ -229,37 +232,37 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_its_code(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_is_a_signal_to_all(text: Path, tmp_path: Path) -> None:
-    process = start(2, tmp_path / "run", text, "--parallel", "fsdp")
+def test_a_signal_to_one_process_is_a_signal_to_all(rhyme_file: Path, tmp_path: Path) -> None:
+    process = start(2, tmp_path / "run", rhyme_file, "--parallel", "fsdp")
     wait_for_checkpoint(tmp_path / "run", process)
     os.kill(children(process)[1], signal.SIGTERM)
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=LONG)
     assert process.returncode == 143
     assert "saved; go on with" in out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hung", [0, 1])
-def test_a_process_that_hangs_is_named(text: Path, tmp_path: Path, hung: int) -> None:
-    process = start(2, tmp_path / "run", text, "--timeout", 5)
+def test_a_process_that_hangs_is_named(rhyme_file: Path, tmp_path: Path, hung: int) -> None:
+    process = start(2, tmp_path / "run", rhyme_file, "--timeout", 20)
     wait_for_checkpoint(tmp_path / "run", process)
     pid = children(process)[hung]
     os.kill(pid, signal.SIGSTOP)
     assert process.stderr is not None
     err = next((line for line in process.stderr if line.startswith("gpt2lab: ")), "nothing")
     os.kill(pid, signal.SIGKILL)  # torchrun would wait for it for ten minutes
-    process.communicate(timeout=100)
+    process.communicate(timeout=LONG)
     assert re.search(rf"gpt2lab: another process hangs or is gone: .*\b{hung}\b", err), err
     find_checkpoint(tmp_path / "run", "last")
 
 
 @pytest.mark.slow
 def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_goes_on_from_its_last_checkpoint(
-    text: Path, tmp_path: Path
+    rhyme_file: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ["--text", text, *TINY, "--max-steps", 100_000, "--checkpoint-every", 5, "--eval-every", 5, "--out", run]
-    command = torchrun(2, "-m", "gpt2lab", "train", *options, options=("--max-restarts=1",))
+    options = ["--text", rhyme_file, *TINY, *ENDLESS, "--out", run]
+    command = torchrun(sys.executable, 2, "--max-restarts=1", "-m", "gpt2lab", "train", *options)
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -267,7 +270,7 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_goes_on_from_its
     os.kill(children(process)[1], signal.SIGKILL)
     later = wait_for_checkpoint(run, process, after=step + 20)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=100)
+    out, _ = process.communicate(timeout=LONG)
     assert "saved; go on with" in out
     records = read_metrics(run / "metrics.jsonl")
     steps = [record["step"] for record in records]
@@ -276,23 +279,21 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_goes_on_from_its
     assert out.count("2 processes, ddp") == 2  # it was started twice
 
 
-def test_what_only_the_first_process_finds_wrong_is_one_sentence_for_all(text: Path, tmp_path: Path) -> None:
+def test_what_only_the_first_process_finds_wrong_is_one_sentence_for_all(rhyme_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    missing = train(2, "--text", tmp_path / "nowhere.txt", *TINY, "--out", run)
+    missing = train("--processes", 2, "--text", tmp_path / "nowhere.txt", *TINY, "--out", run)
     with locked_folder(run):
-        locked = train(2, "--text", text, *TINY, "--max-steps", 2, "--out", run)
+        locked = train("--processes", 2, "--text", rhyme_file, *TINY, "--max-steps", 2, "--out", run)
     for done, words in ((missing, "nowhere.txt"), (locked, f"another process writes into {run} now")):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert words in done.stderr
 
 
-def test_a_job_that_is_started_again_goes_on_with_its_own_run_only(text: Path, tmp_path: Path) -> None:
+def test_a_job_that_is_started_again_goes_on_with_its_own_run_only(rhyme_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = ["train", "--text", text, *TINY, "--max-steps", 2, "--out", run]
-    command = list(map(str, [sys.executable, "-m", "gpt2lab", *options]))
-    again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_RUN_ID": "another job"}
-    subprocess.run(command, env=environment(), capture_output=True, timeout=200, check=True)
-    done = subprocess.run(command, env=environment() | again, capture_output=True, text=True, timeout=200, check=False)
+    options = ["--text", rhyme_file, *TINY, "--max-steps", 2, "--out", run]
+    assert train(*options).returncode == 0
+    done = train(*options, TORCHELASTIC_RESTART_COUNT="1", TORCHELASTIC_RUN_ID="another job")
     assert done.returncode == 2
     assert f"{run} already holds a run" in done.stderr
 
@@ -308,12 +309,9 @@ def test_a_job_that_is_started_again_goes_on_with_its_own_run_only(text: Path, t
     ],
 )
 def test_what_the_number_of_processes_does_not_allow_is_one_sentence(
-    text: Path, tmp_path: Path, options: list[object], words: str
+    rhyme_file: Path, tmp_path: Path, options: list[object], words: str
 ) -> None:
-    command = [sys.executable, "-m", "gpt2lab", "train", "--text", text, *TINY, "--out", tmp_path / "run", *options]
-    done = subprocess.run(
-        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=200, check=False
-    )
+    done = train("--text", rhyme_file, *TINY, "--out", tmp_path / "run", *options)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

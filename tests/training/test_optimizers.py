@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpt2lab.model import GPT2
 from gpt2lab.training import Muon
-from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale, orthogonalise
+from gpt2lab.training.optimizers import OptimizerName, build_optimizers, learning_rate_scale, orthogonalise
 
 SHAPES = [(8, 8), (6, 20), (1, 5), (16, 48)]
 
@@ -116,6 +116,29 @@ def test_muon_leaves_a_matrix_without_a_gradient_alone() -> None:
     Muon(parameters, lr=0.1, weight_decay=0.5).step()
     assert parameters[1].eq(1).all()
     assert not parameters[0].eq(1).any()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_where_the_gradients_were_found_infinite_nothing_changes(name: OptimizerName) -> None:
+    """Not even what is remembered: the steps around are those of an optimiser that never saw that one."""
+    models = [GPT2(11, 8, 16, 2, 32, 2, seed=0) for _ in range(2)]
+    for model, bad in zip(models, (None, 2), strict=True):
+        optimizers = build_optimizers(model, name, 0.1, 0.5, (0.9, 0.95))
+        for step in range(5):
+            if step == 2 and bad is None:
+                continue
+            random_gradients(list(model.parameters()), step)
+            for optimizer in optimizers:
+                optimizer.found_inf = None if bad is None else torch.tensor(float(step == bad))
+            if step == bad:
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad.view(-1)[0] = math.nan
+            for optimizer in optimizers:
+                optimizer.step()
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 # Who gets which optimiser

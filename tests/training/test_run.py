@@ -12,7 +12,8 @@ import gpt2lab
 from gpt2lab import InputError, ScaledDotProductAttention
 from gpt2lab.options import options_of
 from gpt2lab.runs.folder import load
-from gpt2lab.runs.settings import Record, TrainOptions
+from gpt2lab.runs.records import Record, TrainingProgress
+from gpt2lab.runs.settings import TrainOptions
 from gpt2lab.training.run import Run
 
 SIZES: dict[str, Any] = {"context_size": 16, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "batch_size": 4}
@@ -27,12 +28,12 @@ class Nearest(ScaledDotProductAttention):
 
 @pytest.fixture(scope="module")
 def trained(rhyme_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Record]]:
-    records: list[Record] = []
+    told: list[TrainingProgress] = []
     out = tmp_path_factory.mktemp("runs") / "run"
     run = gpt2lab.train(
-        text=str(rhyme_file), position="rope", window=4, max_steps=30, out=out, progress=records.append, **SIZES
+        text=str(rhyme_file), position="rope", window=4, max_steps=30, out=out, progress=told.append, **SIZES
     )
-    return run, records
+    return run, [progress.record for progress in told if progress.record is not None]
 
 
 def test_a_training_is_a_function_that_returns_model_tokenizer_and_exact_loss(
@@ -49,12 +50,15 @@ def test_a_training_is_a_function_that_returns_model_tokenizer_and_exact_loss(
         assert torch.equal(tensor, stored.state_dict()[name]), name
 
 
-def test_whoever_takes_the_records_sees_the_progress_and_nothing_is_printed(
+def test_whoever_takes_the_progress_is_told_everything_and_nothing_is_printed(
     rhyme_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    records: list[Record] = []
-    gpt2lab.train(text=str(rhyme_file), max_steps=2, out=tmp_path / "run", progress=records.append, **SIZES)
-    assert [record["step"] for record in records] == [2]
+    told: list[TrainingProgress] = []
+    gpt2lab.train(text=str(rhyme_file), max_steps=2, out=tmp_path / "run", progress=told.append, **SIZES)
+    assert [(progress.step, progress.steps) for progress in told] == [(0, 2), (2, 2)]
+    assert "parameters" in told[0].message
+    assert told[1].record is not None
+    assert told[1].record["step"] == 2
     assert capfd.readouterr() == ("", "")
 
 
@@ -62,7 +66,7 @@ def test_a_run_goes_on_from_python_and_keeps_its_settings(trained: tuple[Run, li
     import shutil
 
     folder = Path(shutil.copytree(trained[0].folder, tmp_path / "run"))
-    longer = gpt2lab.train(resume=folder, max_steps=33, progress=lambda record: None)
+    longer = gpt2lab.train(resume=folder, max_steps=33, progress=lambda told: None)
     assert (longer.steps, longer.model.config) == (33, trained[0].model.config)
     for changed, words in (({"num_layers": 2}, "leave out num_layers"), ({"batch_size": 5}, "batch_size 4, not 5")):
         with pytest.raises(InputError, match=words):
@@ -72,7 +76,7 @@ def test_a_run_goes_on_from_python_and_keeps_its_settings(trained: tuple[Run, li
 def test_a_class_that_no_file_holds_can_be_trained_and_is_passed_again_to_load(
     rhyme_file: Path, tmp_path: Path
 ) -> None:
-    options = {"variant": "original", "max_steps": 2, "progress": lambda record: None, **SIZES}
+    options = {"variant": "original", "max_steps": 2, "progress": lambda told: None, **SIZES}
     run = gpt2lab.train(text=str(rhyme_file), attention=Nearest, out=tmp_path / "run", **options)
     assert isinstance(run.model.blocks[0].attention.mechanism, Nearest)
     with pytest.raises(InputError, match="pass it again"):
@@ -119,7 +123,7 @@ def test_a_run_writes_and_is_measured_by_its_folder(trained: tuple[Run, list[Rec
 
 
 def test_ctrl_c_returns_what_there_is(rhyme_file: Path, tmp_path: Path) -> None:
-    def stop(record: Record) -> None:
+    def stop(told: TrainingProgress) -> None:
         signal.raise_signal(signal.SIGINT)
 
     run = gpt2lab.train(text=str(rhyme_file), max_steps=1000, out=tmp_path / "run", progress=stop, **SIZES)

@@ -21,9 +21,10 @@ from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.evaluation import evaluate
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
+from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
 from gpt2lab.training.choices import choose_compile, choose_precision
-from gpt2lab.training.metrics import Record, read_metrics, tensorboard_sink
+from gpt2lab.training.metrics import read_metrics, tensorboard_sink
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
 
@@ -40,6 +41,12 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     weights = other.state_dict()
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
+
+
+def output(console: Console) -> str:
+    """What was printed."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
@@ -252,6 +259,87 @@ def test_the_number_of_workers_changes_nothing(train_data: TokenDataset, quiet: 
     assert_same_weights(models[0], models[2])
 
 
+# What is a target, and what is not
+
+
+class Unmarked(Pairs):
+    """Windows of which some have no targets, and all others lack a few."""
+
+    def __init__(self, inner: TokenDataset, without: set[int], length: int = 16) -> None:
+        super().__init__(inner, length)
+        self.without = without
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(index)
+        uncounted = CONTEXT if index in self.without else index % 4
+        return x, y.masked_fill(torch.arange(CONTEXT) < uncounted, -100)
+
+
+ORDER = [int(index) for index in StatelessSampler(16, 16, seed=0).batch(0)]  # the windows as the first steps read them
+
+
+@pytest.mark.parametrize("pieces", [False, True], ids=["all logits", "in pieces"])
+@pytest.mark.parametrize("batch", [8, 4, 2, 1])
+def test_a_step_is_the_mean_over_its_targets_however_they_are_split(
+    train_data: TokenDataset, quiet: Console, monkeypatch: pytest.MonkeyPatch, batch: int, pieces: bool
+) -> None:
+    if pieces:
+        monkeypatch.setattr("gpt2lab.model.gpt2.MANY_LOGITS", 0)
+    data = Unmarked(train_data, without={*ORDER[:3], ORDER[6]})
+    model = tiny_model(train_data.vocab_size)
+    x, y = (torch.stack(part) for part in zip(*map(data.__getitem__, ORDER[:8]), strict=True))
+    expected = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    config = TrainerConfig(
+        max_steps=1,
+        batch_size=batch,
+        accumulation_steps=8 // batch,
+        optimizer="adamw",
+        grad_norm_clip=0.0,
+        schedule="constant",
+        compile="no",
+        device="cpu",
+    )
+    trainer = Trainer(model, data, None, config, console=quiet)
+    found: list[Tensor] = []
+    trainer.optimizers[0].register_step_pre_hook(lambda *_: found.extend(p.grad.clone() for p in model.parameters()))
+    (record,) = recorded(trainer)
+    assert record["loss"] == pytest.approx(expected.item(), abs=1e-6)
+    for gradient, wanted in zip(found, gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_a_step_without_any_target_changes_nothing_and_is_told(train_data: TokenDataset, quiet: Console) -> None:
+    data = Unmarked(train_data, without=set(ORDER[4:8]))  # what the second step reads
+    config = TrainerConfig(
+        max_steps=3, batch_size=2, accumulation_steps=2, max_skips=1, checkpoint_every=0, compile="no", device="cpu"
+    )
+    trainer = Trainer(tiny_model(train_data.vocab_size), data, None, config, console=quiet)
+    batches = trainer.batches()
+    trainer.update(batches)
+    before = copy.deepcopy(trainer.model)
+    loss, tokens = trainer.update(batches)
+    assert (loss, tokens) == (None, 4 * CONTEXT)
+    assert_same_weights(trainer.model, before)
+
+    (record,) = recorded(Trainer(tiny_model(train_data.vocab_size), data, None, config, console=quiet))
+    assert record["skipped"] == 1
+    assert math.isfinite(record["loss"])
+    assert "up to step 3, 1 of the last 3 steps had no targets: skipped" in output(quiet)
+
+
+def test_windows_without_targets_count_nothing_in_a_validation_loss(train_data: TokenDataset, quiet: Console) -> None:
+    data = Unmarked(train_data, without={0, 1, 2, 3, 9})  # the whole first batch
+    config = TrainerConfig(batch_size=4, compile="no", device="cpu")
+    trainer = Trainer(randomised(tiny_model(train_data.vocab_size)), train_data, data, config, console=quiet)
+    x, y = (torch.stack(part) for part in zip(*map(data.__getitem__, range(16)), strict=True))
+    expected = F.cross_entropy(trainer.model(x).flatten(0, 1), y.flatten()).item()
+    assert trainer.validation_loss() == pytest.approx(expected, abs=1e-9)
+    trainer.test_dataset = Unmarked(train_data, without=set(range(16)))
+    with pytest.raises(InputError, match="no targets"):
+        trainer.validation_loss()
+
+
 # Validation
 
 
@@ -311,6 +399,23 @@ def test_a_users_data_set_is_validated_with_every_item_counted_alike(
     assert found == pytest.approx(sum(losses) / 10, abs=1e-9)
 
 
+def test_an_error_while_validating_leaves_every_mode_as_it_was(
+    make_trainer: MakeTrainer, train_data: TokenDataset
+) -> None:
+    trainer = make_trainer(tiny_model(train_data.vocab_size, dropout=0.5))
+    trainer.model.train().blocks[0].eval()
+    before = [module.training for module in trainer.model.modules()]
+
+    def interrupt(*_: object) -> None:
+        assert not any(module.training for module in trainer.model.modules())
+        raise KeyboardInterrupt
+
+    trainer.model.final_norm.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.validation_loss()
+    assert [module.training for module in trainer.model.modules()] == before
+
+
 def test_without_test_data_nothing_is_validated(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(validate=False)
     assert not any("validation_loss" in record for record in recorded(trainer))
@@ -366,12 +471,34 @@ def test_tensorboard_reads_back_what_was_recorded(make_trainer: MakeTrainer, tmp
 def test_outside_a_terminal_a_plain_line_is_printed_at_every_validation(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     trainer.train()
-    assert isinstance(trainer.console.file, io.StringIO)
-    printed = trainer.console.file.getvalue()
+    assert trainer.console is not None
+    printed = output(trainer.console)
     assert re.findall(r"step +(\d+)/12 · loss \d\.\d+ · val \d\.\d+", printed) == ["4", "8", "12"]
     assert "not compiled" in printed
     assert "float32" in printed
     assert "\x1b" not in printed
+
+
+def test_all_that_is_told_goes_to_a_callback_if_there_is_one(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(max_steps=23, eval_every=8)
+    told: list[TrainingProgress] = []
+    trainer.progress, trainer.console = told.append, None
+    records = recorded(trainer)
+    assert [(progress.step, progress.steps) for progress in told] == [(s, 23) for s in (0, 8, 10, 16, 20, 23)]
+    assert [progress.message for progress in told] == [trainer.describe(), "", "", "", "", ""]
+    assert [progress.record for progress in told] == [None, *records]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_callback_and_a_console_it_is_printed(
+    make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer()
+    trainer.console = None
+    trainer.train()
+    assert "step     12/12 · loss" in capsys.readouterr().out
 
 
 def test_nothing_is_written_without_a_run_folder(
@@ -389,8 +516,8 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(
     monkeypatch.delenv("CXX", raising=False)
     trainer = make_trainer(compile="yes", max_steps=2)
     assert trainer.train().step == 2
-    assert isinstance(trainer.console.file, io.StringIO)
-    lines = [line for line in trainer.console.file.getvalue().splitlines() if "compiler" in line]
+    assert trainer.console is not None
+    lines = [line for line in output(trainer.console).splitlines() if "compiler" in line]
     assert len(lines) == 1
     assert "not compiled (no compiler is there" in lines[0]
 
@@ -516,9 +643,9 @@ def poison(trainer: Trainer, steps: set[int]) -> None:
     """Make the loss of these steps infinite."""
     forward = trainer.forward
 
-    def poisoned(x: Tensor, y: Tensor) -> Tensor:
+    def poisoned(x: Tensor, y: Tensor, **options: Any) -> Tensor:
         factor = math.inf if trainer.state.step + 1 in steps else 1.0
-        return forward(x, y) * factor
+        return forward(x, y, **options) * factor
 
     trainer.forward = poisoned
 

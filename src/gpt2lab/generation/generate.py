@@ -1,6 +1,6 @@
-"""Writing on from a prompt, with a cache."""
+"""Writing on from prompts."""
 
-import warnings
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation.sampling import Sampling, top_k_logits
-from gpt2lab.model import GPT2, KeyValueCache
-
-# A prompt is read in chunks, so that memory does not grow with its length.
-_PREFILL_CHUNK = 512
+from gpt2lab.generation.engine import Engine
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.model import GPT2
 
 
 def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tensor:
@@ -28,7 +26,8 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
         int64 (B, T + n): prompt and continuation.
 
     Raises:
-        InputError: an empty prompt, or sampling settings out of range.
+        InputError: an empty prompt, ids that the model does not know, sampling settings out of range, or a model whose
+            logits are not numbers.
 
     Example:
         >>> prompt = torch.from_numpy(tokenizer.encode("ROMEO:"))[None]
@@ -40,7 +39,6 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
     return torch.cat((ids, torch.stack(new, dim=1).to(ids.device)), dim=1) if new else ids
 
 
-@torch.inference_mode()
 def stream(
     model: GPT2, prompts: Sequence[Tensor], num_tokens: int, sampling: Sampling | None = None
 ) -> Iterator[Tensor]:
@@ -53,71 +51,24 @@ def stream(
         model: on any device.
         prompts: B tensors, int64 (T_b,).
         num_tokens: how many tokens to add.
-        sampling: how they are drawn; None: from the model's own distribution.
+        sampling: how they are drawn; None: from the model's own distribution. Row r has the seed ``sampling.seed + r``.
 
     Yields:
         int64 (B,): the next token of every row.
+
+    Raises:
+        InputError: an empty prompt, or ids that the model does not know.
     """
-    if not prompts or any(len(prompt) == 0 for prompt in prompts):
-        raise InputError("a prompt is empty; give at least one token, such as a line break")
-    vocab_size = model.config.vocab_size
-    if vocab_size == 0:
-        raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
-    if strange := [int(i) for prompt in prompts for i in prompt[(prompt < 0) | (prompt >= vocab_size)]]:
-        raise InputError(f"the prompt has the id {strange[0]}, but the model knows 0 to {vocab_size - 1}")
+    if not prompts:
+        raise InputError("there is no prompt; give at least one")
     sampling = sampling or Sampling()
-    context = model.config.max_seq_len
-    device = model.final_norm.weight.device
-    was_training, dropped = model.training, False
-    rows = [prompt.to(device) for prompt in prompts]  # what each row's logits depend on
-    if not model.endless:
-        rows = [row[-context:] for row in rows]
-    generators = sampling.generators(len(rows))
-    seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=device)
-    for row, prompt in zip(seen, prompts, strict=True):
-        row[prompt.to(device)] = True
-    try:
-        model.eval()
-        logits, cache = _prefill(model, rows)
-        for remaining in range(num_tokens, 0, -1):
-            token = sampling.choose(logits.to(device), generators, seen)  # (B,)
-            yield token
-            if remaining == 1:
-                break
-            seen[torch.arange(len(rows), device=device), token] = True
-            if model.endless:
-                logits = model(token[:, None], cache=cache)[:, -1]
-                continue
-            rows = [torch.cat((row, new)) for row, new in zip(rows, token[:, None], strict=True)]
-            if cache.length < context:
-                logits = model(token[:, None], cache=cache)[:, -1]
-            else:
-                if not dropped:
-                    warnings.warn(
-                        f"the context of {context} tokens is full: the oldest half is dropped each time this happens "
-                        "(a model with RoPE and a window in every layer would go on without)",
-                        stacklevel=3,  # past torch's own frame
-                    )
-                dropped = True
-                rows = [row[-((context + 1) // 2) :] if len(row) > context else row for row in rows]
-                logits, cache = _prefill(model, rows)
-    finally:
-        model.train(was_training)
-
-
-def _prefill(model: GPT2, rows: list[Tensor]) -> tuple[Tensor, KeyValueCache]:
-    """Read texts of any lengths; returns the logits after the last token, (B, V), and the cache."""
-    longest = max(map(len, rows))
-    ids = torch.stack([torch.nn.functional.pad(row, (longest - len(row), 0)) for row in rows])  # (B, T)
-    positions = None
-    if any(len(row) < longest for row in rows):
-        lengths = torch.tensor([[len(row)] for row in rows], device=ids.device)
-        positions = (torch.arange(longest, device=ids.device) - longest + lengths).clamp(min=-1)
-    cache = KeyValueCache(model)
-    for start in range(0, longest, _PREFILL_CHUNK):
-        part = slice(start, start + _PREFILL_CHUNK)
-        logits = model(ids[:, part], positions=positions if positions is None else positions[:, part], cache=cache)
-    return logits[:, -1], cache
+    engine = Engine(model, max_rows=len(prompts))
+    for row, prompt in enumerate(prompts):
+        own = dataclasses.replace(sampling, seed=sampling.seed + row)
+        engine.add(prompt, own, max_tokens=num_tokens or 1)
+    with model.evaluating():
+        while engine.rows and num_tokens:
+            yield torch.tensor([token.id for token in engine.step()], device=model.device)
 
 
 @torch.no_grad()
@@ -130,18 +81,24 @@ def sample(
         model: a trained GPT2.
         x: prompt, int64 (B, T); longer than the context is fine.
         steps: tokens to add.
-        temperature: divides the logits.
+        temperature: divides the logits; 0 always takes the likeliest token.
         sample: draw from the distribution (with torch's global generator); False: take the likeliest.
         top_k: only the k likeliest.
 
     Returns:
         int64 (B, T + steps). The model stays in evaluation mode, as it did there.
+
+    Raises:
+        InputError: settings out of range, or logits that are not numbers.
     """
+    how = Sampling(temperature=temperature, top_k=top_k)
     model.eval()
     for _ in range(steps):
-        logits = model(x[:, -model.config.max_seq_len :])[:, -1] / temperature
-        if top_k is not None:
-            logits = top_k_logits(logits, top_k)
-        chosen = torch.multinomial(logits.softmax(-1), 1) if sample else logits.argmax(-1, keepdim=True)
+        logits = model(x[:, -model.config.max_seq_len :], last_only=True)[:, -1]
+        probabilities = how.probabilities(logits)
+        if sample:  # in the precision of the logits, which decides on the random numbers
+            chosen = torch.multinomial(probabilities.to(logits), 1)
+        else:
+            chosen = probabilities.argmax(-1, keepdim=True).to(x.device)
         x = torch.cat((x, chosen), dim=1)
     return x

@@ -40,7 +40,7 @@ class Sampling:
             (self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
             (self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
             (0 <= self.seed < 2**62, "seed", "0 or more and below 2^62"),
-            (self.repetition_penalty > 0, "repetition_penalty", "above 0 (1 changes nothing)"),
+            (0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0 (1 changes nothing)"),
         )
         for valid, name, meaning in checks:
             if not valid:
@@ -59,13 +59,12 @@ class Sampling:
 
         Returns:
             (B, V) float64; with temperature 0 the likeliest token has probability 1.
+
+        Raises:
+            InputError: the logits are not numbers.
         """
-        logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
-        seen = seen if seen is None else seen.to(logits.device)
-        if self.repetition_penalty != 1 and seen is not None:
-            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = torch.where(seen, penalised, logits)
-        if self.temperature == 0:
+        logits = self._scores(logits, seen)
+        if self.greedy:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
         logits = logits / self.temperature
         if self.top_k is not None:
@@ -82,13 +81,29 @@ class Sampling:
             probabilities = probabilities / probabilities.sum(1, keepdim=True)
         return probabilities
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at temperature 0, and at those that nothing can be divided by."""
+        return self.temperature < torch.finfo(torch.float32).tiny
+
+    def _scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """The logits in float64, penalised, and known to have a likeliest token."""
+        if not logits.amax(1).isfinite().all():
+            raise InputError(
+                "the model's logits are not numbers (nan or inf): its training diverged; go back to an earlier "
+                "checkpoint, or train it anew"
+            )
+        logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
+        if self.repetition_penalty != 1 and seen is not None:
+            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = torch.where(seen.to(logits.device), penalised, logits)
+        return logits
+
     def choose(self, logits: Tensor, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
         """Draw one token for each row: logits (B, V) to int64 (B,), by inverting the cumulative distribution."""
-        if self.temperature == 0 and self.repetition_penalty == 1:
-            return logits.argmax(1)
+        if self.greedy:
+            return self._scores(logits, seen).argmax(1).to(logits.device)
         cumulative = self.probabilities(logits, seen).cumsum(1)
-        if not cumulative.isfinite().all():
-            raise InputError("the model's logits are not finite; its training diverged, so train it anew")
         noise = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])  # in [0, 1)
         threshold = noise.to(cumulative.device)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(logits.device)

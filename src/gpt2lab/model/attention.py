@@ -5,19 +5,23 @@ r"""Attention: the mechanisms that can be swapped, and the layer that they sit i
             | | | |                                \ /  \ /                          \ \ / /
             k k k k                                 k    k                              k
 
-A mechanism decides *whose* keys a query head reads (``num_kv_heads``), *which* of them (``window``), and may add a
-bias to the scores. The two built-in changes are independent, so a class that inherits from both is both.
+A mechanism decides *whose* keys a query head reads (``num_kv_heads``), *which* of them (``window``), and may change
+queries, keys, values, scores and results. The built-in changes are independent, so a class that inherits from several
+of them is all of them.
 """
 
 import hashlib
 import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.model.cache import LayerCache
+from gpt2lab.model.cache import Cached, Chunk, LayerCache
 from gpt2lab.model.embeddings import Rotary, rotate
 from gpt2lab.model.kernels import attend
 
@@ -25,12 +29,15 @@ from gpt2lab.model.kernels import attend
 class ScaledDotProductAttention(nn.Module):
     """GPT-2's mechanism: every earlier token, one key/value head per query head (Vaswani et al. 2017, eq. 1).
 
-    Also the base of a user's own mechanism, which overrides what differs: :meth:`bias` for a change of scores,
-    :meth:`forward` for anything else. One object is made per layer.
+    Also the base of a user's own mechanism, which may have parameters and overrides what differs. A layer calls, in
+    this order: :meth:`before_rotation`, :meth:`after_rotation`, then it remembers keys and values (as :meth:`cached`
+    says), :meth:`forward` (which asks for a :meth:`bias` of the scores), :meth:`after_attention`. The built-in
+    mechanisms use nothing else. One object is made per layer.
 
     Attributes:
         num_kv_heads: sizes the key/value projections, K.
         window: how many latest tokens are seen; sizes the cache. None: all.
+        head_dim: width of a head, D.
     """
 
     num_kv_heads: int
@@ -39,6 +46,30 @@ class ScaledDotProductAttention(nn.Module):
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.num_kv_heads = config.num_heads
+        self.head_dim = config.head_dim
+
+    def before_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Change queries, keys and values as they were projected.
+
+        Args:
+            x: what they were projected from, (B, T, C).
+            q: (B, H, T, D).
+            k: (B, K, T, D).
+            v: (B, K, T, D).
+
+        Returns:
+            the three, in the same shapes.
+        """
+        return q, k, v
+
+    def after_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Change them behind the rotation; keys and values come back in the shapes that :meth:`cached` declares."""
+        return q, k, v
+
+    def cached(self) -> Cached:
+        """What a layer remembers of each token: the shapes of its keys and values as they leave the rotation."""
+        shape = (self.num_kv_heads, self.head_dim)
+        return Cached(self.window, keys=shape, values=shape)
 
     def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor | None:
         """What is added to the scores: None, or a tensor that broadcasts to (B, H, Tq, Tk).
@@ -52,14 +83,30 @@ class ScaledDotProductAttention(nn.Module):
         return None
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_pos: Tensor | None = None,
+        k_pos: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Attend: q (B, H, Tq, D), k and v (B, K, Tk, D) to (B, H, Tq, D).
 
-        Positions are (B or 1, T), -1 for an empty slot; None means 0 .. T-1 for both.
+        Positions are (B or 1, T), -1 for an empty slot; None means 0 .. T-1 for both. A mechanism that takes ``seen``
+        may get the answer to which keys each query sees, bool (B or 1, Tq, Tk), which is made once for all layers.
         """
-        biased = type(self).bias is not ScaledDotProductAttention.bias
-        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=self.bias if biased else None)
+        bias = self.bias if overrides(self, "bias") else None
+        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=bias, seen=seen)
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        """Change what was read, y (B, H, T, D), before the heads are put together, such as by a gate that x opens."""
+        return y
+
+
+def overrides(mechanism: ScaledDotProductAttention, method: str) -> bool:
+    """Whether a mechanism has a method of its own in place of the base's."""
+    return getattr(type(mechanism), method) is not getattr(ScaledDotProductAttention, method)
 
 
 class GroupQueryAttention(ScaledDotProductAttention):
@@ -113,62 +160,92 @@ def describe_mechanism(mechanism: Mechanism) -> str:
     return f"{mechanism.__name__}@{hashlib.sha256(source_of(mechanism).encode()).hexdigest()[:16]}"
 
 
+def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) -> ScaledDotProductAttention:
+    """The mechanism of a layer: the one that its switches ask for, or the given one, if that does what they ask for.
+
+    Raises:
+        InputError: it does not.
+    """
+    mechanism = (given or built_in_mechanism(config, layer))(config, layer)
+    for name, value, wanted, default in (
+        ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads),
+        ("window", mechanism.window, config.layer_window(layer), None),
+    ):
+        if wanted not in (default, value):
+            raise InputError(
+                f"{type(mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was asked "
+                "for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both), or turn the switch "
+                "off (--variant original turns off all)"
+            )
+    if config.num_heads % mechanism.num_kv_heads != 0:
+        raise InputError(f"num_kv_heads={mechanism.num_kv_heads} does not divide num_heads={config.num_heads}")
+    return mechanism
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all layers share while a model reads a chunk of tokens.
+
+    Attributes:
+        positions: of the tokens, int64 (B or 1, T); None: 0 .. T-1.
+        rotary: (cos, sin) of these positions, or None where nothing is rotated.
+        chunks: by number of slots, how the chunk meets the rings of a cache.
+    """
+
+    positions: Tensor | None = None
+    rotary: Rotary | None = None
+    chunks: Mapping[int, Chunk] = field(default_factory=dict)
+
+
 class MultiHeadAttention(nn.Module):
     """Projects to queries, keys and values, rotates, remembers, lets the mechanism attend, and projects back."""
 
     def __init__(self, config: GPT2Config, layer: int, mechanism: Mechanism | None = None) -> None:
         super().__init__()
-        self.mechanism = (mechanism or built_in_mechanism(config, layer))(config, layer)
-        asked = (config.kv_heads, config.layer_window(layer))
-        for name, value, wanted, default in (
-            ("num_kv_heads", self.mechanism.num_kv_heads, asked[0], config.num_heads),
-            ("window", self.mechanism.window, asked[1], None),
-        ):
-            if wanted not in (default, value):
-                raise InputError(
-                    f"{type(self.mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was "
-                    "asked for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both), or turn "
-                    "the switch off (--variant original turns off all)"
-                )
+        self.mechanism = mechanism_of_layer(config, layer, mechanism)
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
             self.mechanism.num_kv_heads,
             config.head_dim,
         )
-        if config.num_heads % self.num_kv_heads != 0:
-            raise InputError(f"num_kv_heads={self.num_kv_heads} does not divide num_heads={config.num_heads}")
         projected = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(config.embed_dim, projected, bias=config.bias)
         self.output = nn.Linear(config.embed_dim, config.embed_dim, bias=config.bias)
+        self._takes_seen = "seen" in inspect.signature(self.mechanism.forward).parameters
 
     @property
     def window(self) -> int | None:
-        """How many latest tokens this layer needs to remember; None: all."""
+        """How many latest tokens this layer sees; None: all."""
         return self.mechanism.window
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Rotary | None = None,
-        positions: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading | None = None, cache: LayerCache | None = None) -> Tensor:
         """Mix tokens: (B, T, C) to (B, T, C).
 
         Args:
             x: normalised hidden states.
-            rotary: (cos, sin) of the tokens' positions, or None.
-            positions: int64 (B or 1, T); None: 0 .. T-1.
+            reading: what the layers share; None: a text from its beginning, without rotation.
             cache: this layer's memory of earlier tokens; the new ones are added to it.
         """
+        reading = reading or Reading()
         B, T, C = x.shape
         H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
         qk, v = self.query_key_value(x).view(B, T, H + 2 * K, D).transpose(1, 2).split((H + K, K), dim=1)
-        if rotary is not None:
-            qk = rotate(qk, *rotary)
+        if overrides(self.mechanism, "before_rotation"):
+            q, k = qk.split((H, K), dim=1)
+            q, k, v = self.mechanism.before_rotation(x, q, k, v)
+            qk = torch.cat((q, k), dim=1)
+        if reading.rotary is not None:
+            qk = rotate(qk, *reading.rotary)
         q, k = qk.split((H, K), dim=1)  # (B, H, T, D), (B, K, T, D)
-        key_positions = positions
+        q, k, v = self.mechanism.after_rotation(x, q, k, v)
+        positions = key_positions = reading.positions
+        shared: dict[str, Tensor | None] = {}
         if cache is not None:
-            k, v, key_positions = cache.extend(k, v, positions)
-        y = self.mechanism(q, k, v, positions, key_positions)  # (B, H, T, D)
+            chunk = reading.chunks[cache.ring]
+            k, v = cache.extend(k, v, chunk)
+            key_positions = chunk.k_pos
+            if self._takes_seen:
+                shared["seen"] = chunk.seen(self.window)
+        y = self.mechanism(q, k, v, positions, key_positions, **shared)  # (B, H, T, D)
+        y = self.mechanism.after_attention(x, y)
         return self.output(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model.attention import Mechanism, MultiHeadAttention
+from gpt2lab.model.attention import Mechanism, MultiHeadAttention, Reading
 from gpt2lab.model.cache import LayerCache
-from gpt2lab.model.embeddings import Rotary
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -43,15 +42,9 @@ class TransformerBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Rotary | None = None,
-        positions: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading | None = None, cache: LayerCache | None = None) -> Tensor:
         """One layer: (B, T, C) to (B, T, C); arguments as in :class:`MultiHeadAttention`."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, positions, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), reading, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
 

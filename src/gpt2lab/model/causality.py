@@ -2,15 +2,12 @@
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from gpt2lab.errors import InputError
-
-if TYPE_CHECKING:
-    from gpt2lab.model.gpt2 import GPT2
+from gpt2lab.model.gpt2 import GPT2
 
 # Sizes of one probing batch: enough to keep the processor busy, few enough to fit into memory.
 _TOKENS_AT_ONCE = 8192
@@ -38,7 +35,7 @@ class CausalityError(InputError):
 
 
 @torch.no_grad()
-def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: int = 0) -> None:
+def assert_causal(model: GPT2, positions: Iterable[int] | None = None, seed: int = 0) -> None:
     """Change each token of a full context in turn, and check that no earlier logit changes.
 
     The check runs on a copy in float32 whose parameters are random and non-zero, since weights that are zero at the
@@ -56,7 +53,7 @@ def assert_causal(model: "GPT2", positions: Iterable[int] | None = None, seed: i
     if model.config.vocab_size == 0:
         raise InputError("the model has no vocabulary yet, so nothing can be fed to it: make it with vocab_size=…")
     probe = copy.deepcopy(model).eval()
-    device = next(probe.parameters()).device
+    device = probe.device
     vocab_size, length = min(model.config.vocab_size, 256), model.config.max_seq_len
     probe.embeddings.token.weight = nn.Parameter(torch.empty(vocab_size, model.config.embed_dim))
     if not model.config.tie_embeddings:

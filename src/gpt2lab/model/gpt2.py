@@ -1,25 +1,23 @@
 """The whole model."""
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write
-from gpt2lab.model.attention import Mechanism, describe_mechanism, is_mechanism, source_of
+from gpt2lab.model import saving
+from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
-from gpt2lab.model.cache import KeyValueCache
+from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
@@ -156,7 +154,7 @@ class GPT2(nn.Module):
             dataclasses.replace(self.config, vocab_size=vocab_size),
             attention=self.mechanism_class,
             seed=self.seed,
-        ).to(self.embeddings.token.weight.device, self.embeddings.token.weight.dtype)
+        ).to(self.device, self.dtype)
         self.config = self.embeddings.config = fresh.config
         self.embeddings.token = fresh.embeddings.token
         if not self.config.tie_embeddings:
@@ -167,29 +165,52 @@ class GPT2(nn.Module):
         ids: Tensor,
         targets: Tensor | None = None,
         *,
+        reduction: Literal["mean", "sum"] = "mean",
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """Logits, or with targets the mean loss.
+        """Logits, or with targets the loss.
 
         Args:
             ids: token ids, int64 (B, T).
             targets: the token that follows each one, int64 (B, T), already shifted by the data set; -100: not counted.
+            reduction: the loss is the mean of what is counted (NaN of nothing), or the sum.
             positions: int64 (B or 1, T), -1 for padding on the left; None: 0 .. T-1, or on from what the cache holds.
-            cache: memory of earlier tokens, which the new ones are added to.
+            cache: memory of earlier tokens, which the new ones are added to; with it nothing can be differentiated.
+            last_only: make the logits of the last token alone, (B, 1, V).
 
         Returns:
-            logits (B, T, V), or a scalar: mean cross-entropy in nats (of a large vocabulary: made without ever holding
-            all logits, and differentiable once).
+            logits (B, T, V), or a scalar: cross-entropy in nats (of a large vocabulary: made without ever holding all
+            logits, and differentiable once).
 
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
         """
+        if cache is not None and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.forward(ids, targets, positions=positions, cache=cache, last_only=last_only)
+        hidden = self.hidden(ids, positions=positions, cache=cache)
+        if targets is None:
+            return self.unembed(hidden[:, -1:] if last_only else hidden)
+        head = self.output_weight
+        many = ids.numel() * len(head) > MANY_LOGITS
+        options = None
+        if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
+            options = _IN_PIECES
+            if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
+                hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
+        rows = hidden.flatten(0, 1)  # (B·T, C)
+        return F.linear_cross_entropy(rows, head, targets.flatten(), reduction=reduction, options=options)
+
+    def hidden(self, ids: Tensor, *, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """The hidden states that logits are made of, (B, T, C); arguments as for the model itself."""
         if self.config.vocab_size == 0:
             raise InputError("the model has no vocabulary yet: train it first, or make it with vocab_size=…")
         length = ids.shape[1]
+        chunks: dict[int, Chunk] = {}
         if cache is not None:
-            positions = cache.advance(ids, positions)
+            positions, chunks = cache.begin(ids, positions)
         elif positions is None and self.config.position == "learned" and length > self.config.max_seq_len:
             raise InputError(
                 f"{length} tokens were given, but this model has learned only {self.config.max_seq_len} positions "
@@ -197,24 +218,54 @@ class GPT2(nn.Module):
             )
         at = torch.arange(length, device=ids.device)[None] if positions is None else positions
         hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
+        reading = Reading(positions, rotary, chunks)
         for layer, block in enumerate(self.blocks):
-            hidden = block(hidden, rotary, positions, cache.layers[layer] if cache is not None else None)
-        hidden = self.final_norm(hidden)
-        head = self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
-        if targets is None:
-            return F.linear(hidden, head)  # (B, T, V)
-        many = ids.numel() * len(head) > MANY_LOGITS
-        options = None
-        if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
-            options = _IN_PIECES
-            if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
-                hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
-        return F.linear_cross_entropy(hidden.flatten(0, 1), head, targets.flatten(), options=options)
+            hidden = block(hidden, reading, cache.layers[layer] if cache is not None else None)
+        return self.final_norm(hidden)  # type: ignore[no-any-return]
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states: (…, C) to (…, V)."""
+        return F.linear(hidden, self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix of the output layer, (V, C), which is the token embedding where they are tied."""
+        return self.embeddings.token.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.final_norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.final_norm.weight.dtype
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while; whatever happens, every part has its own mode again afterwards."""
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            self.eval()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @property
+    def cached(self) -> list[Cached]:
+        """What each layer remembers of a text, as its mechanism declares."""
+        return [block.attention.mechanism.cached() for block in self.blocks]
 
     @property
     def endless(self) -> bool:
-        """Whether the model can write for ever in constant memory: a window in every layer, no learned positions."""
-        return self.config.position != "learned" and all(block.attention.window for block in self.blocks)
+        """Whether the model can write for ever in constant memory: no learned positions, a window in every layer.
+
+        A window as long as the context is none.
+        """
+        T = self.config.max_seq_len
+        return self.config.position != "learned" and all((layer.slots or T) < T for layer in self.cached)
 
     def num_parameters(self) -> int:
         """Number of trained values; tied weights count once."""
@@ -245,68 +296,37 @@ class GPT2(nn.Module):
 
     def cache_bytes(self, num_tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of keys and values that a text of that many tokens needs: a windowed layer keeps only its window."""
-        size = (dtype or self.final_norm.weight.dtype).itemsize
+        size = (dtype or self.dtype).itemsize
         return sum(
-            2
-            * block.attention.num_kv_heads
-            * self.config.head_dim
-            * size
-            * min(num_tokens, block.attention.window or num_tokens)
-            for block in self.blocks
+            size * (math.prod(layer.keys) + math.prod(layer.values)) * min(num_tokens, layer.slots or num_tokens)
+            for layer in self.cached
         )
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder."""
-        folder = Path(folder)
-        self.save_description(folder)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_write(folder / "model.safetensors") as file:
-            safetensors.torch.save_file(weights, file.name, metadata={"format": "pt"})
+        self.save_description(Path(folder))
+        saving.save_weights(Path(folder), self.state_dict())
 
     def save_description(self, folder: Path) -> None:
         """What :meth:`save` writes besides the weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "config.json") as file:
-            file.write((json.dumps(self.config.to_dict(), indent=2) + "\n").encode())
-        if self.mechanism_class is not None:
-            with atomic_write(folder / "attention.py") as file:
-                file.write(source_of(self.mechanism_class).encode())
+        source = None if self.mechanism_class is None else source_of(self.mechanism_class)
+        saving.save_description(folder, self.config, source)
 
     @classmethod
     def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:
         """Read a model that :meth:`save` wrote. Nothing in the folder is executed.
 
+        The model has its weights in memory of its own, in the precision in which they were saved, and computes the
+        same bits as the one that was saved.
+
         Raises:
             InputError: a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        if not (folder / "model.safetensors").is_file():
-            raise InputError(f"{folder} holds no model: model.safetensors is missing")
-        model = cls.from_config(config, attention=attention)
+        model = cls.from_config(saving.read_config(folder), attention=attention)
         try:
-            weights = safetensors.torch.load_file(folder / "model.safetensors")
-            model.load_state_dict(weights, assign=True)  # in the precision in which they were saved
-        except SafetensorError as error:
-            raise InputError(f"{folder / 'model.safetensors'} is damaged or cut short: {error}") from None
+            model.load_state_dict(saving.read_weights(folder), assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
-
-
-def read_config(folder: Path) -> GPT2Config:
-    """The configuration in a folder that :meth:`GPT2.save` wrote.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    path = folder / "config.json"
-    try:
-        return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder} holds no model: config.json is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

@@ -44,6 +44,7 @@ def attend(
     *,
     window: int | None = None,
     bias: Bias | None = None,
+    seen: Tensor | None = None,
     kernel: Kernel | None = None,
 ) -> Tensor:
     """Causal attention of queries over keys, whose heads may be shared and whose reach may be limited.
@@ -58,6 +59,7 @@ def attend(
         window: how many latest positions a query sees, its own included; None: all.
         bias: called with positions (of all tokens, or of some at a time), returns what is added to the scores,
             broadcast to (B, H, Tq, Tk), or None for nothing.
+        seen: with positions, what :func:`visible` says of them, if that is known: bool (B or 1, Tq, Tk).
         kernel: to name one, as tests and benchmarks do; None: the fastest for this shape and device.
 
     Returns:
@@ -73,7 +75,9 @@ def attend(
     few_keys = min(length, window or length) < _FEW_KEYS
     if few_keys and q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
-            y = attend(q.float(), k.float(), v.float(), q_pos, k_pos, window=window, bias=bias, kernel=kernel)
+            y = attend(
+                q.float(), k.float(), v.float(), q_pos, k_pos, window=window, bias=bias, seen=seen, kernel=kernel
+            )
         return y.to(q.dtype)
     if q_pos is None or k_pos is None:
         q_pos = k_pos = torch.arange(length, device=q.device)[None]
@@ -96,7 +100,7 @@ def attend(
             assert window is not None
             return _attend_flex(q, k, v, window)
         case "mask":
-            mask = visible(q_pos, k_pos, window)[:, None]  # (B or 1, 1, Tq, Tk)
+            mask = (visible(q_pos, k_pos, window) if seen is None else seen)[:, None]  # (B or 1, 1, Tq, Tk)
             return _attend_masked(q, k, v, _with_bias(mask, bias, q_pos, k_pos, q.dtype))
 
 

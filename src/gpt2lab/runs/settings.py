@@ -11,6 +11,7 @@ from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, v
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.options import check, given_options, option, options_of, spelled
+from gpt2lab.runs.records import TrainingProgress
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 CorpusName = Literal["shakespeare", "tinyshakespeare"]
@@ -19,9 +20,6 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 Parallel = Literal["ddp", "fsdp"]
-
-# What a training tells of itself now and then: see gpt2lab.training.metrics.
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -280,7 +278,7 @@ class StartSettings:
 class TrainOptions(TrainerConfig, ModelSettings, DataSettings, StartSettings):
     """Every keyword of :func:`gpt2lab.train`, under the names of the flags."""
 
-    progress: Callable[[Record], None] | None = None
+    progress: Callable[[TrainingProgress], None] | None = None
 
 
 SETTINGS = (DataSettings, ModelSettings, TrainerConfig)

@@ -2,13 +2,16 @@
 
 Each is written under another name, flushed, and renamed; by one process or, of shards, by all of them together. Any
 number of processes goes on from any of them.
+
+What is restored owns its memory. (A view of the mapped file would change when the file is overwritten, end the process
+when it is cut, and lie at any address: where memory is not aligned, kernels round differently.)
 """
 
 import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -24,10 +27,11 @@ from torch.optim import Optimizer
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
-from gpt2lab.model.gpt2 import read_config
+from gpt2lab.model.saving import read_config
 from gpt2lab.runs.folder import MANIFEST, TrainingState, best_of, checkpoints_of, read_state, sha256
-from gpt2lab.training.distributed import as_shard, copy_share, num_processes, on_the_first, rank
 from gpt2lab.training.optimizers import AdamW, Muon
+from gpt2lab.training.processes import num_processes, on_the_first, rank
+from gpt2lab.training.sharding import as_shard, copy_share
 
 Tensors = dict[str, Tensor]
 
@@ -44,7 +48,7 @@ class Snapshot:
     random: Tensors
 
     @classmethod
-    def of(cls, model: GPT2, optimizers: list[Optimizer]) -> "Snapshot":
+    def of(cls, model: GPT2, optimizers: Sequence[Optimizer]) -> "Snapshot":
         """The tensors themselves, not copies; every process has to ask for it at once."""
         return cls(model.state_dict(), optimizer_tensors(model, optimizers), _random_states())
 
@@ -139,7 +143,7 @@ class CheckpointWriter:
         if num_processes() > 1:
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
-    def save(self, run: Path, optimizers: list[Optimizer], state: TrainingState) -> None:
+    def save(self, run: Path, optimizers: Sequence[Optimizer], state: TrainingState) -> None:
         """Write a checkpoint, or begin to.
 
         Raises:
@@ -212,7 +216,7 @@ def _random_states() -> Tensors:
     return {name: tensor for one in everyones for name, tensor in one.items()}
 
 
-def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> TrainingState:
+def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> TrainingState:
     """Bring model, optimisers and random generators back to where a checkpoint left them.
 
     Shards take their part of the whole tensors. A process that the checkpoint does not know begins random numbers of
@@ -242,7 +246,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
             for name in stored:
                 value, (slots, slot, parameter) = file.get_tensor(name), places[name]
                 if slot == "step":
-                    slots[slot] = value.reshape(()).to(parameter.device)
+                    slots[slot] = value.reshape(()).to(parameter.device, copy=True)  # a view of the file else
                 else:
                     slots[slot] = torch.zeros_like(parameter)
                     copy_share(value, slots[slot])
@@ -256,13 +260,13 @@ def restore_training(folder: Path, model: GPT2, optimizers: list[Optimizer]) -> 
     return state
 
 
-def optimizer_tensors(model: GPT2, optimizers: list[Optimizer]) -> Tensors:
+def optimizer_tensors(model: GPT2, optimizers: Sequence[Optimizer]) -> Tensors:
     """Everything that the optimisers remember, as ``slot/parameter name``: tensor."""
     places = _places(model, optimizers)
     return {name: slots[slot] for name, (slots, slot, _) in places.items() if slot in slots}
 
 
-def _places(model: GPT2, optimizers: list[Optimizer]) -> dict[str, tuple[Tensors, str, Tensor]]:
+def _places(model: GPT2, optimizers: Sequence[Optimizer]) -> dict[str, tuple[Tensors, str, Tensor]]:
     """Where each thing that an optimiser remembers of a parameter lies: its dictionary, its slot, the parameter."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {

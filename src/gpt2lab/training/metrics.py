@@ -1,4 +1,4 @@
-"""What a training tells while it runs: a live display, a file of records, a plot, TensorBoard and wandb."""
+"""What a training tells while it runs, and where it goes: a file of records, a plot, TensorBoard, wandb."""
 
 import contextlib
 import json
@@ -7,58 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.plots import new_plot, save_plot
+from gpt2lab.runs.records import Record
 
-Record = dict[str, Any]
 Sink = Callable[[Record], None]
-
-
-class ProgressDisplay:
-    """One live line in a terminal, and a plain one at every validation (without any: every tenth of the run)."""
-
-    def __init__(self, total_steps: int, done_steps: int, console: Console) -> None:
-        self.console = console
-        self.total_steps = total_steps
-        self.validation = "–"
-        self.progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.task = self.progress.add_task("starting", total=total_steps, completed=done_steps)
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
-
-    def __call__(self, record: Record) -> None:
-        """Show a record."""
-        if "validation_loss" in record:
-            self.validation = f"{record['validation_loss']:.3f}"
-        line = (
-            f"loss {record['loss']:.3f} · val {self.validation} · {record['tokens_per_second']:,.0f} tok/s"
-            f" · {record['peak_share']:.0%} of peak"
-        )
-        self.progress.update(self.task, completed=record["step"], description=line)
-        tenth = max(10, self.total_steps // 100 * 10)  # records come every 10 steps
-        unmeasured = self.validation == "–" and not self.console.is_terminal and record["step"] % tenth == 0
-        if "validation_loss" in record or unmeasured or record["step"] == self.total_steps:
-            self.console.print(f"step {record['step']:>6}/{self.total_steps} · {line}", highlight=False)
 
 
 class MetricsFile:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gpt2lab.model import GPT2
 from gpt2lab.runs.settings import OptimizerName, Schedule
-from gpt2lab.training.distributed import apply_to_whole
+from gpt2lab.training.sharding import apply_to_whole
 
 
 class _Eager(Optimizer):
@@ -19,7 +19,14 @@ class _Eager(Optimizer):
 
     They keep torch's compiler out of these methods, and import it for that, whether anything is compiled or not: 2 to 3
     seconds of every start.
+
+    Attributes:
+        found_inf: a float scalar on the device, or None: where it is 1, :meth:`step` changes nothing, whatever the
+            gradients are. (Under this name torch's gradient scaler tells it to torch's fused optimisers.) So the host
+            does not have to wait to know whether gradients are finite.
     """
+
+    found_inf: Tensor | None = None
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
@@ -54,7 +61,8 @@ class Muon(_Eager):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient, unless ``found_inf`` is 1."""
+        take: Tensor | float = 1.0 if self.found_inf is None else 1.0 - self.found_inf
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             gradients = [parameter.grad for parameter in parameters]
@@ -62,9 +70,12 @@ class Muon(_Eager):
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            for momentum, gradient in zip(momenta, gradients, strict=True):
+                if isinstance(take, Tensor):
+                    gradient.masked_fill_(take == 0, 0.0)
+                    take = take.to(gradient.dtype)
+                momentum.lerp_(gradient, (1 - group["momentum"]) * take)
             blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[tuple[int, ...], list[int]] = {}
             for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together
                 by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
@@ -73,7 +84,9 @@ class Muon(_Eager):
                 updates = apply_to_whole(orthogonalise, torch.stack(wide))
                 for i, update in zip(indices, updates, strict=True):
                     as_stored = update if blended[i].shape[0] == rows else update.mT
-                    parameters[i].add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
+                    moved = parameters[i] * (1 - group["lr"] * group["weight_decay"])
+                    moved.add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
+                    parameters[i].lerp_(moved, take)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -106,7 +119,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 def build_optimizers(
     model: GPT2, name: OptimizerName, learning_rate: float, weight_decay: float, betas: tuple[float, float]
-) -> list[Optimizer]:
+) -> list[AdamW | Muon]:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Only matrices decay, as in GPT-3 (Brown et al. 2020, appendix B) and minGPT.
@@ -120,7 +133,7 @@ def build_optimizers(
         else:
             plain.append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[Optimizer] = [
+    optimizers: list[AdamW | Muon] = [
         AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
     ]
     if muon:

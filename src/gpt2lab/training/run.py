@@ -1,10 +1,9 @@
 """A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
 
-``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes.
+``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes, or a training of its own.
 """
 
 import datetime
-import inspect
 import json
 import os
 import secrets
@@ -12,12 +11,12 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,8 +28,8 @@ from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
-from gpt2lab.model.gpt2 import read_config
-from gpt2lab.options import given_options, options_of
+from gpt2lab.model.saving import read_config
+from gpt2lab.options import given_options, options_of, taking
 from gpt2lab.progress import shown
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load
 from gpt2lab.runs.mechanisms import load_attention
@@ -44,7 +43,7 @@ from gpt2lab.runs.settings import (
     TrainOptions,
     read_settings,
 )
-from gpt2lab.training import distributed
+from gpt2lab.training import processes
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.trainer import Trainer, TrainingResult
 
@@ -53,9 +52,6 @@ RANDOM_CONFIG_FLOPS = 6e12
 
 # Where a run keeps what torchrun called the job that began it.
 JOB = ".job"
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -81,19 +77,6 @@ class Run:
     stopped_by: signal.Signals | None = None
 
 
-def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
-    """Give a function that takes ``**given`` the keywords of a class: what is not given stays away, with its default
-    shown to editors and readers."""
-
-    def decorate(function: Callable[..., R]) -> Callable[P, R]:
-        returned = inspect.signature(function).return_annotation
-        keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(options).parameters.values()]
-        function.__signature__ = inspect.Signature(keywords, return_annotation=returned)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
 @taking(TrainOptions)
 def train(**given: Any) -> Run:
     """Train a model and leave a run folder.
@@ -103,7 +86,8 @@ def train(**given: Any) -> Run:
 
     Args:
         **given: fields of :class:`gpt2lab.runs.settings.TrainOptions`, such as ``text="novel.txt", max_steps=200``.
-            ``progress`` is called with every record of the training, and nothing is printed.
+            ``progress`` is called with a :class:`gpt2lab.runs.records.TrainingProgress` whenever there is something to
+            tell, and nothing is printed.
 
     Raises:
         InputError: options that cannot be used, a text that is too short, or a folder that holds a run already.
@@ -120,25 +104,24 @@ def train(**given: Any) -> Run:
     console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
     merged = _with_file(options)
     timeout = merged.get("timeout", TrainerConfig.timeout)
-    with distributed.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
-        first = distributed.rank() == 0
+    with processes.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
+        first = processes.rank() == 0
         console.quiet |= not first
         if merged.get("random_config") and "random_seed" not in merged:
-            merged["random_seed"] = distributed.on_the_first(lambda: secrets.randbelow(2**31))
+            merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
         settings = RunSettings.of(merged)
         run, checkpoint = _place(settings, options.get("resume"))
         trainer, text, settings = _set_up(run, checkpoint, settings, options, console)
-        if progress is not None and first:
-            trainer.sinks.append(progress)
+        trainer.progress = progress
         if options.get("tensorboard") and first:
             trainer.sinks.append(tensorboard_sink(run))
         if (project := options.get("wandb")) is not None and first:
             trainer.sinks.append(wandb_sink(project, run, settings.values()))
-        distributed.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
+        processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
         result = trainer.train()
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
         # The others wait, because torchrun ends all processes when one has ended.
-        distributed.on_the_first(partial(_finish, run, result, samples))
+        processes.on_the_first(partial(_finish, run, result, samples))
         seconds = trainer.state.seconds
         return Run(run, trainer.model, text.tokenizer, result.validation_loss, result.step, seconds, result.stopped_by)
 
@@ -150,7 +133,7 @@ def launch(options: Mapping[str, Any]) -> int:
     if isinstance(options.get("attention"), type):
         raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
     told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    return distributed.launch(options["processes"], "-m", __name__, json.dumps(told))
+    return processes.launch(options["processes"], "-m", __name__, json.dumps(told))
 
 
 def _launched(options: dict[str, Any]) -> Run:
@@ -221,7 +204,7 @@ def _new_folder(model: ModelSettings) -> str:
 
 def _place(settings: RunSettings, resume: str | Path | None) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint that the training goes on from."""
-    new = distributed.on_the_first(partial(_new_folder, settings.model))
+    new = processes.on_the_first(partial(_new_folder, settings.model))
     run = Path(resume or settings.training.out or new)
     if resume is not None or _is_of_this_job(run):
         return run, find_checkpoint(run, "last")
@@ -233,7 +216,7 @@ def _place(settings: RunSettings, resume: str | Path | None) -> tuple[Path, Path
 def _is_of_this_job(run: Path) -> bool:
     """Whether torchrun began this run, lost a process, and has started all of them anew."""
     began = run / JOB
-    return distributed.job() != "" and began.exists() and began.read_text(encoding="utf-8") == distributed.job()
+    return processes.job() != "" and began.exists() and began.read_text(encoding="utf-8") == processes.job()
 
 
 def _set_up(
@@ -257,7 +240,7 @@ def _set_up(
         data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
         named = asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})
-        text = distributed.first_then_others(lambda: Text.open(**named))
+        text = processes.first_then_others(lambda: Text.open(**named))
     console.print(text.describe(), highlight=False)
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
@@ -269,7 +252,7 @@ def _set_up(
     described = ModelSettings.describing(config, model.attention, model.variant)
     if network is None:
         # Under FSDP a model gets its weights in shards, and never has to fit into one process.
-        deferred = training.parallel == "fsdp" and attention is None and distributed.num_processes() > 1
+        deferred = training.parallel == "fsdp" and attention is None and processes.num_processes() > 1
         with torch.device("meta") if deferred else nullcontext():
             network = GPT2.from_config(config, attention=attention, seed=training.seed)
     if model.random_config and training.max_steps is None and training.max_epochs is None:
@@ -277,7 +260,7 @@ def _set_up(
     parts: list[Split] = ["train", "validation"] if data.validation_fraction > 0 else ["train"]
     context = config.max_seq_len
     with shown(Console(stderr=True, quiet=console.quiet)) as encoding:
-        datasets = distributed.first_then_others(lambda: {p: text.dataset(p, context, encoding) for p in parts})
+        datasets = processes.first_then_others(lambda: {p: text.dataset(p, context, encoding) for p in parts})
     trainer = Trainer(network, datasets["train"], datasets.get("validation"), training, console=console)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -316,7 +299,7 @@ def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokeni
     stack.enter_context(locked_folder(run))
     settings.save(run / "config.yaml")
     tokenizer.save(run / "tokenizer.json")
-    if name := distributed.job():
+    if name := processes.job():
         (run / JOB).write_text(name, encoding="utf-8")
 
 
@@ -361,7 +344,7 @@ def _work() -> int:
         run = train(**options)
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
-    if os.environ["RANK"] == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(ended(run, options.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 

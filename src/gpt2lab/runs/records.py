@@ -1,0 +1,43 @@
+"""What a training tells while it runs."""
+
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+
+class Record(TypedDict):
+    """Numbers of the steps since the record before, as ``metrics.jsonl`` has them, a line each.
+
+    ``step``, ``tokens`` and ``seconds`` count from the beginning of the run, ``skipped`` the steps that changed nothing
+    (no finite gradients, or no targets). ``loss``: their mean, nats per token. ``peak_share``: what is reached of the
+    arithmetic that the machine's own matrix product reaches. ``peak_memory``: bytes that this process ever held.
+    ``validation_loss``: nats per token, where it was measured; over all of the data unless it is an estimate.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    peak_share: float
+    peak_memory: int
+    skipped: int
+    validation_loss: NotRequired[float]
+    validation_is_estimate: NotRequired[bool]
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """What a training has to tell at one moment, for a terminal, a notebook or a server to show.
+
+    Attributes:
+        step: how far it is.
+        steps: how far it goes.
+        message: a sentence, such as how it trains here, or that a checkpoint could not be written; or "".
+        record: numbers, or None.
+    """
+
+    step: int
+    steps: int
+    message: str = ""
+    record: Record | None = None

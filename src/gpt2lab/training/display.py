@@ -1,0 +1,61 @@
+"""How a terminal shows a training: one live line, and plain ones that stay."""
+
+from types import TracebackType
+from typing import Self
+
+from rich import progress
+from rich.console import Console
+
+from gpt2lab.runs.records import TrainingProgress
+
+
+class TerminalDisplay:
+    """One live line in a terminal, and a plain one at every validation (without any: every tenth of the run).
+
+    Args:
+        console: where it is shown; None: standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(soft_wrap=True)  # a path or command that is printed can be copied
+        self.validation = "–"
+        self.live = progress.Progress(
+            progress.TextColumn("step {task.completed}/{task.total}"),
+            progress.BarColumn(bar_width=16),
+            progress.TextColumn("{task.description}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.live.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def __call__(self, told: TrainingProgress) -> None:
+        """Show what a training tells."""
+        self.live.update(self.task, completed=told.step, total=told.steps)
+        if told.message:
+            self.console.print(told.message, highlight=False)
+        if (record := told.record) is None:
+            return
+        measured = "validation_loss" in record
+        if measured:
+            self.validation = f"{record['validation_loss']:.3f}"
+        line = (
+            f"loss {record['loss']:.3f} · val {self.validation} · {record['tokens_per_second']:,.0f} tok/s"
+            f" · {record['peak_share']:.0%} of peak"
+        )
+        self.live.update(self.task, description=line)
+        tenth = max(10, told.steps // 100 * 10)  # records come every 10 steps
+        unmeasured = self.validation == "–" and not self.console.is_terminal and told.step % tenth == 0
+        if measured or unmeasured or told.step == told.steps:
+            self.console.print(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)

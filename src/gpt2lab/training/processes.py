@@ -1,0 +1,195 @@
+"""Several processes that train one model together: how they start, find each other, and agree.
+
+``torchrun`` (or ``gpt2lab train --processes N``) starts them; all of them run the same program, and each takes its rows
+of every batch. What they tell each other here are small numbers and Python objects, from main memory to main memory: no
+GPU is asked for anything. (:mod:`gpt2lab.training.sharding` divides tensors.) Alone, everything here does nothing.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from gpt2lab.errors import InputError, TrainingError
+
+T = TypeVar("T")
+
+
+def job() -> str:
+    """What torchrun calls this job, the same after it started all processes anew; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
+
+
+def rank() -> int:
+    """Which of the processes this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def joined_processes(device: str, timeout: float) -> Iterator[None]:
+    """Work together with the other processes that torchrun started; without torchrun, alone.
+
+    Args:
+        device: the option, such as "auto"; on CUDA every process of a machine takes a GPU of its own.
+        timeout: seconds after which a process that does not answer is given up.
+    """
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    on_cuda = torch.cuda.is_available() and device.startswith(("cuda", "auto"))
+    if on_cuda:
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise InputError(
+                f"there are {torch.cuda.device_count()} GPUs for more processes; start as many as there are GPUs, or "
+                "take --device cpu"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    patience = timedelta(seconds=timeout)
+    store, mine, number = next(rendezvous("env://", timeout=patience))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # After a restart the store still holds the addresses of processes that are gone (seen in torch 2.13). Agents of
+        # several machines count their restarts apart; there a setting of torchrun makes a new store (docs/scaling.md).
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=mine, world_size=number, timeout=patience)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_lost_processes(patience: float = 30.0) -> Iterator[None]:
+    """Turn the failure to hear from other processes into a sentence that says which ones.
+
+    Args:
+        patience: seconds in which the others have to say that they are still there.
+
+    Raises:
+        TrainingError: naming the processes that do not answer, or this one, if it is the one that fails.
+    """
+    if num_processes() == 1:
+        yield
+        return
+    roll_call = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+    try:
+        yield
+    except InputError as error:
+        raise TrainingError(f"process {rank()} cannot go on: {error}") from error
+    except TrainingError:
+        raise
+    except RuntimeError as error:
+        if "gloo" not in str(error) and not isinstance(error, dist.DistError):
+            raise
+        try:
+            dist.monitored_barrier(roll_call, timedelta(seconds=patience), wait_all_ranks=True)
+        except RuntimeError as silent:
+            raise TrainingError(f"another process hangs or is gone: {str(silent).splitlines()[0]}") from error
+        raise
+
+
+def summed(*values: float) -> list[float]:
+    """Numbers added up over all processes."""
+    if num_processes() == 1:
+        return list(values)
+    together = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(together)
+    return together.tolist()
+
+
+def highest(*values: int) -> list[int]:
+    """The highest of each number among all processes."""
+    if num_processes() == 1:
+        return list(values)
+    together = torch.tensor(values)
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return together.tolist()
+
+
+def averaged(values: Sequence[Tensor]) -> list[float]:
+    """Scalars of this process's device, each averaged over all processes; the device is waited for once."""
+    if not values:
+        return []
+    return [total / num_processes() for total in summed(*torch.stack(list(values)).tolist())]
+
+
+def on_the_first(act: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Do something in the first process while the others wait; all get its result, or fail as it failed.
+
+    Args:
+        act: its result, or the exception that it raises, has to be picklable.
+        group: through which the processes talk; None: the usual one.
+    """
+    told: list[T | Exception | None] = [None]
+    if rank() == 0:
+        try:
+            told = [act()]
+        except Exception as error:
+            told = [error]
+    if num_processes() > 1:
+        dist.broadcast_object_list(told, 0, group)
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return cast(T, told[0])
+
+
+def first_then_others(act: Callable[[], T]) -> T:
+    """Do something in the first process, and then in the others, which find on disk what that left there."""
+    if num_processes() == 1:
+        return act()
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # encoding a large text takes its time
+    made: list[T] = []
+    on_the_first(lambda: made.append(act()), patient)
+    return made[0] if made else act()
+
+
+def launch(processes: int, *command: str) -> int:
+    """Run a Python program in several processes of this machine, as torchrun does; returns the exit code.
+
+    SIGINT and SIGTERM are passed on, and the processes have ten minutes to save and end by themselves.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        1,
+        1,
+        processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        shutdown_timeout=600,
+    )
+    logging.disable(logging.ERROR)  # the program itself says what is wrong
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is for the processes; here it would end them without a word
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    finally:
+        logging.disable(logging.NOTSET)
+    return 0
