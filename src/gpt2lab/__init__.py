@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2lab.comparison.judge import judge
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
     from gpt2lab.data.pack import pack
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
 _HOMES = {
+    "gpt2lab.comparison.judge": ["judge"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
     "gpt2lab.data.pack": ["pack"],
@@ -91,6 +93,7 @@ __all__ = [
     "estimate_loss",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "pack",
     "plan",
