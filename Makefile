@@ -12,8 +12,9 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 help:
 	@echo "make demo    trains two models on Shakespeare, compares them, writes text (minutes)"
 	@echo "make test    runs the tests; make test-slow, make test-long, make lint, make types: the rest"
+	@echo "make docs    builds the documentation into site/"
 
-.PHONY: help demo test test-slow test-long lint types clean
+.PHONY: help demo test test-slow test-long lint types docs clean
 
 demo: .venv/installed
 	$(BIN)/gpt2lab demo
@@ -34,6 +35,9 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	$(BIN)/mypy
 
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
@@ -41,8 +45,8 @@ types: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --editable ".[test,docs]"
 	touch $@
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv dist build site

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpt2lab.comparison.judge import judge
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
     from gpt2lab.data.pack import pack
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         assert_causal,
         attend,
     )
+    from gpt2lab.planning.ways import plan
     from gpt2lab.runs.folder import load
     from gpt2lab.runs.settings import TrainerConfig
     from gpt2lab.training.run import train
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
 _HOMES = {
+    "gpt2lab.comparison.judge": ["judge"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
     "gpt2lab.data.pack": ["pack"],
@@ -57,6 +60,7 @@ _HOMES = {
         "assert_causal",
         "attend",
     ],
+    "gpt2lab.planning.ways": ["plan"],
     "gpt2lab.runs.folder": ["load"],
     "gpt2lab.runs.settings": ["TrainerConfig"],
     "gpt2lab.training.run": ["train"],
@@ -89,8 +93,10 @@ __all__ = [
     "estimate_loss",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "pack",
+    "plan",
     "sample",
     "stream",
     "train",
