@@ -58,7 +58,7 @@ class Sizes:
     num_layers: int = option(meaning="transformer blocks.", least=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Switches:
     """How a GPT-2 may differ from the original; with every default it does not."""
 

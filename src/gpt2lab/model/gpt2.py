@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpt2lab.config import GPT2Config
+from gpt2lab.config import GPT2Config, Sizes, Switches
 from gpt2lab.errors import InputError
 from gpt2lab.model import saving
 from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.options import method_taking
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
 # 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
@@ -27,19 +29,23 @@ LOSS_PIECE = 256
 _IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_PIECE, acc_policy="accurate", acc_dtype=torch.float32)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Arguments(Switches, Sizes):
+    """What a model is made of."""
+
+    attention: Mechanism | None = None
+    seed: int | None = None
+
+
 class GPT2(nn.Module):
     """GPT-2 (Radford et al. 2019), whose attention can be swapped. With no switch given it is the original.
 
+    The sizes come first: ``GPT2(vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)``; then, by
+    name, the switches of :class:`gpt2lab.GPT2Config`, and:
+
     Args:
-        vocab_size: number of token ids, V; 0 leaves it to the first data set that the model is trained on.
-        max_seq_len: the context, T.
-        embed_dim: width, C.
-        num_heads: query heads, H.
-        ff_hidden_dim: hidden width of the feed-forward network.
-        num_layers: number of blocks.
         attention: a user's own mechanism, a subclass of ScaledDotProductAttention, for every layer.
         seed: of the initial weights; None: torch's own (``torch.manual_seed``).
-        **switches: the switches of :class:`GPT2Config`.
 
     Raises:
         InputError: sizes or switches that do not go together.
@@ -50,28 +56,17 @@ class GPT2(nn.Module):
         torch.Size([1, 64, 65])
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        max_seq_len: int,
-        embed_dim: int,
-        num_heads: int,
-        ff_hidden_dim: int,
-        num_layers: int,
-        *,
-        attention: Mechanism | None = None,
-        seed: int | None = None,
-        **switches: Any,
-    ) -> None:
+    @method_taking(_Arguments)
+    def __init__(self, *sizes: Any, **named: Any) -> None:
         super().__init__()
+        attention, seed = named.pop("attention", None), named.pop("seed", None)
         if attention is not None and not is_mechanism(attention):
             raise InputError(f"attention={attention!r} has to be a class that inherits from ScaledDotProductAttention")
-        described = describe_mechanism(attention) if attention is not None else None
-        sizes = (vocab_size, max_seq_len, embed_dim, num_heads, ff_hidden_dim, num_layers)
+        named["attention"] = describe_mechanism(attention) if attention is not None else None
         try:
-            self.config = GPT2Config(*sizes, **switches, attention=described)
+            self.config = GPT2Config(*sizes, **named)
         except TypeError as error:
-            known = ", ".join(f.name for f in dataclasses.fields(GPT2Config)[len(sizes) :])
+            known = ", ".join(switch.name for switch in dataclasses.fields(Switches))
             raise InputError(f"{error}; the switches are {known}") from None
         self.mechanism_class = attention
         config = self.config
@@ -194,7 +189,7 @@ class GPT2(nn.Module):
         if targets is None:
             return self.unembed(hidden[:, -1:] if last_only else hidden)
         head = self.output_weight
-        many = ids.numel() * len(head) > MANY_LOGITS
+        many = loss_in_pieces(ids.numel(), len(head))
         options = None
         if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
             options = _IN_PIECES
@@ -330,3 +325,8 @@ class GPT2(nn.Module):
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
+
+
+def loss_in_pieces(num_tokens: int, vocab_size: int) -> bool:
+    """Whether the loss of so many tokens is made without ever holding all logits, where that can be done."""
+    return num_tokens * vocab_size > MANY_LOGITS

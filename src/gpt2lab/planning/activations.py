@@ -3,15 +3,18 @@
 The method is that of Korthikanti et al. 2022 (arXiv:2205.05198, section 4). Their 34 bytes for every token and unit of
 width are not: those hold for half precision, dropout and attention that keeps its scores. What stands here is what
 autograd keeps of this model, not compiled; ``torch.autograd.graph.saved_tensors_hooks`` shows the same, to the byte.
+Which kernel attends, and whether the loss comes in pieces, the model itself is asked.
 
 B rows, T tokens of a row, N = B·T, C width, H query heads, K key/value heads, D their width, F hidden width of the
 feed-forward network, V vocabulary. The residual stream, and what LayerNorm reads and knows, have 4 bytes a value; what
 goes into matrix products and comes out of them has 4, or 2 under autocast.
 """
 
+import torch
+
 from gpt2lab.config import GPT2Config
-from gpt2lab.model.gpt2 import LOSS_PIECE, MANY_LOGITS
-from gpt2lab.model.kernels import band_blocks, band_pays
+from gpt2lab.model.gpt2 import LOSS_PIECE, loss_in_pieces
+from gpt2lab.model.kernels import Kernel, band_blocks, chosen_kernel
 
 FLOAT = 4  # bytes of a float32
 
@@ -67,7 +70,7 @@ def kept_of_output(config: GPT2Config, rows: int, width: int) -> dict[str, int]:
 
 def in_pieces(config: GPT2Config, rows: int) -> bool:
     """Whether the loss is made without ever holding all logits."""
-    return rows * config.max_seq_len * config.vocab_size > MANY_LOGITS
+    return loss_in_pieces(rows * config.max_seq_len, config.vocab_size)
 
 
 def made_for_loss(config: GPT2Config, rows: int, width: int) -> dict[str, int]:
@@ -109,14 +112,15 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     """What the kernel of :func:`gpt2lab.model.attend` keeps that is chosen here; none of them keeps scores."""
     T, C, H, K, D = config.max_seq_len, config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
     N, window = rows * T, config.layer_window(layer)
-    if window is not None and window < T and band_pays(T, window):
+    kernel = _kernel(config, rows, T, window)
+    if kernel == "band" and window is not None:
         S, blocks, P = band_blocks(T, window)
-        first = P * S  # tokens that are a text of their own, with a mask if it is longer than the window
+        first = P * S  # tokens that are a text of their own
         return {
             "queries, the first and those in blocks": width * rows * blocks * S * C,
             "keys and values": 2 * width * rows * K * blocks * S * D,
             "mask of a block": width * (H // K) * S * (P + 1) * S,
-            "mask of the first": width * first * first if window < first else 0,
+            "mask of the first": width * first * first if _kernel(config, rows, first, window) == "mask" else 0,
             "attended, the first and in blocks": width * rows * blocks * S * C,
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,
@@ -129,6 +133,13 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     if config.position == "rope":  # turned queries lie head by head, so that their result has to be copied
         kept["queries and keys, turned"] = width * N * (H + K) * D
         kept["attended, heads side by side"] = width * N * C
-    if window is not None and window < T:
+    if kernel == "mask":
         kept["mask"] = width * T * T
     return kept
+
+
+def _kernel(config: GPT2Config, rows: int, length: int, window: int | None) -> Kernel:
+    """The kernel that is chosen for texts of that length."""
+    heads, D = (config.num_heads, config.kv_heads), config.head_dim
+    q, k = (torch.empty(rows, number, length, D, device="meta") for number in heads)
+    return chosen_kernel(q, k, k, window=window)

@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2
+from gpt2lab.planning.memory import Way
 from gpt2lab.training import TrainerConfig
 from gpt2lab.training.optimizers import build_optimizers
-from gpt2lab.training.plan import Plan
 from gpt2lab.training.sharding import wrap
 
 MEASURED = "the step that is measured"
@@ -75,21 +75,21 @@ def inside_gloo(event: Any) -> bool:
     return False
 
 
-def training(plan: Plan) -> Step:
+def training(way: Way) -> Step:
     """One step of that training, as :class:`gpt2lab.training.Trainer` does it, on random tokens."""
-    model = GPT2.from_config(plan.config, seed=0)
-    config = TrainerConfig(parallel=plan.parallel, activation_checkpointing=plan.activation_checkpointing)
+    model = GPT2.from_config(way.config, seed=0)
+    config = TrainerConfig(parallel=way.parallel, activation_checkpointing=way.activation_checkpointing)
     whole = wrap(model, config, torch.device("cpu"), torch.float32)  # (FSDP in bfloat16 is not measured: docs/plan.md)
-    optimizers = build_optimizers(model, plan.optimizer, 1e-3, 0.1, (0.8, 0.95))
-    shape = (plan.rows, plan.config.max_seq_len)
+    optimizers = build_optimizers(model, way.optimizer, 1e-3, 0.1, (0.8, 0.95))
+    shape = (way.rows, way.config.max_seq_len)
 
     def step() -> None:
-        for part in range(plan.accumulation_steps):
-            ids, targets = (torch.randint(plan.config.vocab_size, shape) for _ in range(2))
-            waits = part + 1 < plan.accumulation_steps and isinstance(whole, DistributedDataParallel)
+        for part in range(way.accumulation_steps):
+            ids, targets = (torch.randint(way.config.vocab_size, shape) for _ in range(2))
+            waits = part + 1 < way.accumulation_steps and isinstance(whole, DistributedDataParallel)
             with whole.no_sync() if waits else nullcontext():  # DDP's gradients travel once
-                with torch.autocast("cpu", torch.bfloat16, enabled=plan.precision == "bfloat16"):
-                    loss = whole(ids, targets) / plan.accumulation_steps
+                with torch.autocast("cpu", torch.bfloat16, enabled=way.precision == "bfloat16"):
+                    loss = whole(ids, targets) / way.accumulation_steps
                 loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -127,12 +127,12 @@ def sent(step: Step) -> float:
     return found.size
 
 
-if __name__ == "__main__":  # one process of several: plans as JSON in; out, for each plan, what all processes found
+if __name__ == "__main__":  # one process of several: ways as JSON in; out, for each way, what all processes found
     dist.init_process_group("gloo")
     for values in json.loads(sys.argv[1]):
-        plan = Plan(**values | {"config": GPT2Config.from_dict(values["config"])})
+        way = Way(**values | {"config": GPT2Config.from_dict(values["config"])})
         found: list[Any] = [None] * dist.get_world_size()
-        most, step = most_held(partial(training, plan))
+        most, step = most_held(partial(training, way))
         dist.all_gather_object(found, {"peak": most, "sent": sent(step)})
         if dist.get_rank() == 0:
             print(json.dumps(found), flush=True)

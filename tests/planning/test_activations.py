@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2
-from gpt2lab.model.activations import kept_of_block, kept_of_input, kept_of_output
+from gpt2lab.planning.activations import kept_of_block, kept_of_input, kept_of_output
 
 
 def kept_by_autograd(config: GPT2Config, rows: int, width: int) -> int:

@@ -1,9 +1,9 @@
-"""What a training needs before it runs: the memory of every device, what travels between devices, arithmetic.
+"""What a way to train needs: the memory of every device, what travels between devices, arithmetic.
 
 How parameters, gradients and optimiser state are divided, and what travels for it, is the arithmetic of ZeRO
 (Rajbhandari et al. 2020, arXiv:1910.02054, sections 5 and 7: DDP is its baseline, FSDP its third stage). Memory is
 added up at every moment of a step that can be its fullest; the estimate is the highest sum. What the model keeps and
-makes stands in :mod:`gpt2lab.model.activations`. Sizes are in bytes.
+makes stands in :mod:`gpt2lab.planning.activations`. Sizes are in bytes.
 
 Not counted: what a GPU's libraries take for themselves, and what its allocator loses between tensors.
 """
@@ -18,8 +18,9 @@ from typing import Literal
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model import GPT2, activations
-from gpt2lab.model.activations import FLOAT
+from gpt2lab.model import GPT2
+from gpt2lab.planning import activations
+from gpt2lab.planning.activations import FLOAT
 from gpt2lab.runs.settings import OptimizerName, Parallel
 
 
@@ -54,8 +55,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training, as far as its memory, traffic and arithmetic depend on it.
+class Way:
+    """A way to train a model, as far as memory, traffic and arithmetic depend on it.
 
     Attributes:
         config: the model.
@@ -114,6 +115,11 @@ class Plan:
     def width(self) -> int:
         """Bytes of a value in and out of a matrix product."""
         return 2 if self.precision == "bfloat16" else FLOAT
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimiser step, over all devices."""
+        return self.rows * self.devices * self.accumulation_steps * self.config.max_seq_len
 
     @property
     def sharded(self) -> bool:
