@@ -10,6 +10,7 @@ queries, keys, values, scores and results. The built-in changes are independent,
 of them is all of them.
 """
 
+import functools
 import hashlib
 import inspect
 from collections.abc import Mapping
@@ -126,21 +127,23 @@ class SlidingWindowAttention(ScaledDotProductAttention):
         self.window = config.layer_window(layer)
 
 
-class GroupQuerySlidingWindowAttention(GroupQueryAttention, SlidingWindowAttention):
-    """Both at once: they change different things."""
-
-
 Mechanism = type[ScaledDotProductAttention]
 
 
 def built_in_mechanism(config: GPT2Config, layer: int) -> Mechanism:
-    """The mechanism that a layer's switches ask for."""
-    windowed, grouped = config.layer_window(layer) is not None, config.kv_heads != config.num_heads
-    if windowed and grouped:
-        return GroupQuerySlidingWindowAttention
-    if windowed:
-        return SlidingWindowAttention
-    return GroupQueryAttention if grouped else ScaledDotProductAttention
+    """The mechanism that a layer's switches ask for: a class that inherits from those that change what they ask for."""
+    changes: dict[Mechanism, bool] = {
+        GroupQueryAttention: config.kv_heads != config.num_heads,
+        SlidingWindowAttention: config.layer_window(layer) is not None,
+    }
+    return _all_of(*(change for change, asked in changes.items() if asked))
+
+
+@functools.cache
+def _all_of(*changes: Mechanism) -> Mechanism:
+    if len(changes) < 2:
+        return changes[0] if changes else ScaledDotProductAttention
+    return type("".join(change.__name__.removesuffix("Attention") for change in changes) + "Attention", changes, {})
 
 
 def is_mechanism(value: object) -> TypeGuard[Mechanism]:
@@ -168,15 +171,15 @@ def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) 
         InputError: it does not.
     """
     mechanism = (given or built_in_mechanism(config, layer))(config, layer)
-    for name, value, wanted, default in (
-        ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads),
-        ("window", mechanism.window, config.layer_window(layer), None),
+    for name, value, wanted, default, change in (
+        ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads, GroupQueryAttention),
+        ("window", mechanism.window, config.layer_window(layer), None, SlidingWindowAttention),
     ):
         if wanted not in (default, value):
             raise InputError(
                 f"{type(mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was asked "
-                "for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both), or turn the switch "
-                "off (--variant original turns off all)"
+                f"for; let it inherit from {change.__name__}, too, or turn the switch off (--variant original turns off "
+                "all)"
             )
     if config.num_heads % mechanism.num_kv_heads != 0:
         raise InputError(f"num_kv_heads={mechanism.num_kv_heads} does not divide num_heads={config.num_heads}")
