@@ -136,11 +136,11 @@ def built_in_mechanism(config: GPT2Config, layer: int) -> Mechanism:
         GroupQueryAttention: config.kv_heads != config.num_heads,
         SlidingWindowAttention: config.layer_window(layer) is not None,
     }
-    return _all_of(*(change for change, asked in changes.items() if asked))
+    return _all_of(tuple(change for change, asked in changes.items() if asked))
 
 
 @functools.cache
-def _all_of(*changes: Mechanism) -> Mechanism:
+def _all_of(changes: tuple[Mechanism, ...]) -> Mechanism:
     if len(changes) < 2:
         return changes[0] if changes else ScaledDotProductAttention
     return type("".join(change.__name__.removesuffix("Attention") for change in changes) + "Attention", changes, {})
@@ -178,8 +178,8 @@ def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) 
         if wanted not in (default, value):
             raise InputError(
                 f"{type(mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was asked "
-                f"for; let it inherit from {change.__name__}, too, or turn the switch off (--variant original turns off "
-                "all)"
+                f"for; let it inherit from {change.__name__}, too, or turn the switch off (--variant original turns "
+                "off all)"
             )
     if config.num_heads % mechanism.num_kv_heads != 0:
         raise InputError(f"num_kv_heads={mechanism.num_kv_heads} does not divide num_heads={config.num_heads}")
