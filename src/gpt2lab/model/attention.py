@@ -39,10 +39,12 @@ class ScaledDotProductAttention(nn.Module):
         num_kv_heads: sizes the key/value projections, K.
         window: how many latest tokens are seen; sizes the cache. None: all.
         head_dim: width of a head, D.
+        qk_norm: whether queries and keys are normalised.
     """
 
     num_kv_heads: int
     window: int | None = None
+    qk_norm = False
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -127,6 +129,27 @@ class SlidingWindowAttention(ScaledDotProductAttention):
         self.window = config.layer_window(layer)
 
 
+class QueryKeyNorm(ScaledDotProductAttention):
+    """Queries and keys of each head have a root mean square of 1, times a scale that is learned for each dimension.
+
+    Henry et al. 2020 (arXiv:2010.04245, section 2) divide them by their lengths and learn one factor for all scores.
+    This is the form in which it is used today (Qwen3, Yang et al. 2025, arXiv:2505.09388, section 2): a root mean
+    square of 1 is a length of √D, and the scales, shared by the heads, take the factor's place.
+    """
+
+    qk_norm = True
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+
+    def before_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise queries and keys, in the precision of the scales."""
+        wide = self.query_norm.weight.dtype
+        return self.query_norm(q.to(wide)).to(q.dtype), self.key_norm(k.to(wide)).to(k.dtype), v
+
+
 Mechanism = type[ScaledDotProductAttention]
 
 
@@ -135,6 +158,7 @@ def built_in_mechanism(config: GPT2Config, layer: int) -> Mechanism:
     changes: dict[Mechanism, bool] = {
         GroupQueryAttention: config.kv_heads != config.num_heads,
         SlidingWindowAttention: config.layer_window(layer) is not None,
+        QueryKeyNorm: config.qk_norm,
     }
     return _all_of(tuple(change for change, asked in changes.items() if asked))
 
@@ -174,6 +198,7 @@ def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) 
     for name, value, wanted, default, change in (
         ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads, GroupQueryAttention),
         ("window", mechanism.window, config.layer_window(layer), None, SlidingWindowAttention),
+        ("qk_norm", mechanism.qk_norm, config.qk_norm, False, QueryKeyNorm),
     ):
         if wanted not in (default, value):
             raise InputError(
