@@ -124,5 +124,8 @@ class DeclaredOptions(griffe.Extension):
         for kind in pkg.classes.values():
             for method in () if kind.is_alias else kind.functions.values():
                 for decorator in method.decorators:
-                    if isinstance(decorator.value, griffe.ExprCall) and str(decorator.value.function) == "method_taking":
+                    if (
+                        isinstance(decorator.value, griffe.ExprCall)
+                        and str(decorator.value.function) == "method_taking"
+                    ):
                         method.parameters = pkg[str(decorator.value.arguments[0])].parameters
