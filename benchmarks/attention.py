@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from gpt2lab.config import GPT2Config
 from gpt2lab.hardware import choose_device, describe_machine
 from gpt2lab.model import attend
-from gpt2lab.model.attention import MultiHeadAttention
+from gpt2lab.model.attention import MultiHeadAttention, Reading
 from gpt2lab.model.embeddings import rotary_tables
 
 HEADS, HEAD_DIM = 12, 64
@@ -63,9 +63,9 @@ def flex(T: int, W: int, K: int, device: torch.device) -> Contestant:
 def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]:
     """Functions of hidden states (1, T, C)."""
     config = GPT2Config(1, T, WIDTH, HEADS, 1, 1, position="rope", num_kv_heads=K, window=W)
-    rotary = rotary_tables(torch.arange(T, device=device)[None], HEAD_DIM, 10_000.0, dtype)
+    reading = Reading(rotary=rotary_tables(torch.arange(T, device=device)[None], HEAD_DIM, 10_000.0, dtype))
     ours = MultiHeadAttention(config, 0).to(device, dtype)
-    found: dict[str, Contestant] = {"ours": partial(ours, rotary=rotary)}
+    found: dict[str, Contestant] = {"ours": partial(ours, reading=reading)}
     if T > PEERS_UP_TO:
         return found
     try:

@@ -1,5 +1,7 @@
 """Writing with a cache is writing without one, for every switch, past the context, alone or in a batch."""
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.generation import Sampling, generate, sample, stream
-from gpt2lab.model import GPT2
+from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention
 from tests.generation.test_sampling import chi_square_p_value
 from tests.model.reference import ALiBi, configs, random_ids, randomised, windows
 
@@ -224,6 +226,50 @@ def test_nothing_is_said_while_nothing_is_dropped() -> None:
     assert said_while_writing(randomised(GPT2(*SIZES, position="rope", window=3)), 60) == []
 
 
+def test_a_window_as_long_as_the_context_is_none_past_the_context_too() -> None:
+    plain = randomised(GPT2(*SIZES, position="rope"))
+    for window in (12, 4096, (12, 13)):
+        windowed = randomised(GPT2(*SIZES, position="rope", window=window))
+        prompt = random_ids(plain, 2, 5)
+        assert torch.equal(generate(windowed, prompt, 40, seed=1), generate(plain, prompt, 40, seed=1))
+
+
+class RootBias(GroupQueryAttention):
+    """Scores fall with the root of the distance, which is no number for keys that stand behind their query."""
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return -(q_pos[:, None, :, None] - k_pos[:, None, None, :]).to(torch.float64).sqrt()
+
+
+def test_a_bias_that_is_no_number_for_hidden_keys_spoils_no_row() -> None:
+    model = randomised(GPT2(*SIZES, attention=RootBias))
+    prompts = [random_ids(model, length, seed=length) for length in (6, 2)]
+    for how in (Sampling(temperature=0), Sampling(seed=4)):
+        together = torch.stack(list(stream(model, prompts, 5, how)), dim=1)
+        for row, prompt in enumerate(prompts):
+            alone = dataclasses.replace(how, seed=how.seed + row)
+            assert together[row].tolist() == written_without_a_cache(model, prompt, 5, alone)
+
+
+class KeepsATable(ScaledDotProductAttention):
+    """Queries grow with the logarithm of the position; the table is made when it is first needed."""
+
+    table: Tensor | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Any = None, k_pos: Any = None) -> Tensor:
+        if self.table is None:
+            self.table = torch.log(torch.arange(64, dtype=q.dtype) + 2.0)
+        at = torch.arange(q.shape[2])[None] if q_pos is None else q_pos.clamp(min=0)
+        return super().forward(q * self.table[at][:, None, :, None], k, v, q_pos, k_pos)
+
+
+def test_what_a_mechanism_keeps_from_writing_can_be_trained_with() -> None:
+    model = GPT2(*SIZES, attention=KeepsATable)
+    ids = generate(model, torch.tensor([[1, 2]]), 3)
+    model(ids, ids).backward()
+    assert model.embeddings.token.weight.grad is not None
+
+
 # ---- sample(): minGPT's function ---------------------------------------------------------------------------------
 
 
@@ -255,6 +301,19 @@ def test_sample_is_mingpts_loop(
     expected = mingpt_sample(model, x, steps, temperature, draws, top_k)
     torch.manual_seed(5)
     assert torch.equal(sample(model, x, steps, temperature=temperature, sample=draws, top_k=top_k), expected)
+
+
+def test_sample_at_temperature_zero_is_greedy_and_checks_its_settings() -> None:
+    model = randomised(GPT2(*SIZES, position="rope", window=4))
+    x = random_ids(model, 2, 3)
+    likeliest = generate(model, x, 8, temperature=0)
+    for temperature in (0.0, 1e-45, 1e-300):
+        assert torch.equal(generate(model, x, 8, temperature=temperature), likeliest)
+        for draws in (True, False):
+            assert torch.equal(sample(model, x, 8, temperature=temperature, sample=draws), likeliest)
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(InputError, match="temperature is"):
+            sample(model, x, 8, temperature=wrong)
 
 
 def test_sample_writes_without_dropout() -> None:

@@ -11,13 +11,14 @@ from gpt2lab.model import (
     GPT2,
     FeedForward,
     GroupQueryAttention,
+    KeyValueCache,
     MultiHeadAttention,
     ScaledDotProductAttention,
     SlidingWindowAttention,
     TransformerBlock,
 )
 from gpt2lab.model.attention import Reading
-from gpt2lab.model.embeddings import rotary_tables
+from gpt2lab.model.embeddings import rotary_tables, rotate
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_attention, dense_logits, random_ids, randomised
 
 SIZES = (11, 16, 16, 4, 20, 3)
@@ -139,6 +140,62 @@ def test_weights_of_a_users_mechanism_are_trained_and_keep_what_their_constructo
     ids = random_ids(model, 2, 16)
     model(ids, ids).backward()
     assert all(gate.grad is not None and gate.grad.abs().max() > 0 for gate in gates)
+
+
+class Normalised(GroupQueryAttention, SlidingWindowAttention):
+    """What a user may do: see x, have parameters, change queries, keys and values on both sides of the rotation, and
+    what was read."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.scale = nn.Parameter(torch.ones(config.head_dim))
+        self.gate = nn.Linear(config.embed_dim, config.num_heads)
+        self.shift = nn.Parameter(torch.ones(self.num_kv_heads, 1, config.head_dim))
+
+    def before_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q / q.norm(dim=-1, keepdim=True) * self.scale, k / k.norm(dim=-1, keepdim=True), v * x[:, None, :, 1:2]
+
+    def after_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q * 1.5, k + self.shift, v - x[:, None, :, :1]
+
+    def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
+        return y * self.gate(x).sigmoid().transpose(1, 2)[..., None]
+
+
+@pytest.mark.parametrize(("num_kv_heads", "window"), [(None, None), (1, 5), (2, None)])
+def test_a_users_mechanism_changes_queries_keys_values_and_results(
+    num_kv_heads: int | None, window: int | None
+) -> None:
+    T, H, K, D = 9, 4, num_kv_heads or 4, 4
+    config = GPT2Config(*SIZES, position="rope", num_kv_heads=num_kv_heads, window=window)
+    layer = randomised_layer(MultiHeadAttention(config, 0, Normalised))
+    x = torch.randn(2, T, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tables = rotary_tables(torch.arange(T)[None], D, 10_000.0, torch.float64)
+    own, qkv = layer.mechanism, layer.query_key_value(x).unflatten(-1, (-1, D)).transpose(1, 2)
+    q, k, v = qkv.split((H, K, K), dim=1)
+    q, k = (part / (part**2).sum(-1, keepdim=True).sqrt() for part in (q, k))
+    q, k = rotate(q * own.scale, *tables) * 1.5, rotate(k, *tables) + own.shift
+    y = dense_attention(q, k, v * x[:, None, :, 1:2] - x[:, None, :, :1], window=window)
+    y = y.transpose(1, 2) * (1 / (1 + (-own.gate(x)).exp()))[..., None]  # (B, T, H, D)
+    torch.testing.assert_close(layer(x, Reading(rotary=tables)), layer.output(y.flatten(2)), rtol=0, atol=1e-12)
+
+
+def randomised_layer(layer: MultiHeadAttention) -> MultiHeadAttention:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in layer.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2)
+    return layer
+
+
+@pytest.mark.parametrize("position", ["rope", "none"])
+def test_such_a_mechanism_trains_and_is_cached(position: str) -> None:
+    model = randomised(GPT2(*SIZES, position=position, attention=Normalised, num_kv_heads=2, window=5))
+    ids, cache = random_ids(model, 2, 16), KeyValueCache(model)
+    pieces = [model(piece, cache=cache) for piece in ids.split([7, 1, 6, 1, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), rtol=0, atol=1e-10)
+    model(ids, ids).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.blocks[0].attention.mechanism.parameters())
 
 
 @pytest.mark.parametrize(("num_kv_heads", "window"), [(None, None), (1, None), (2, 3)])

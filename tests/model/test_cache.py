@@ -1,17 +1,19 @@
 """Reading with a cache is reading without one: chunk by chunk, for every switch, for ever where the model can."""
 
 import itertools
+import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT2, KeyValueCache
-from gpt2lab.model.cache import LayerCache
+from gpt2lab.model import GPT2, KeyValueCache, SlidingWindowAttention
+from gpt2lab.model.cache import Cached, LayerCache
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_logits, random_ids, randomised, windows
 
 thorough = settings(max_examples=40, deadline=None)
@@ -174,6 +176,108 @@ def test_a_batch_keeps_its_rows_apart() -> None:
     for row in range(3):
         alone = read(model, ids[row : row + 1], [5] + [1] * 7)
         torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-12)
+
+
+@thorough
+@given(configs(max_seq_len=14) | endless_configs(), st.integers(1, 4), st.data())
+@torch.no_grad()
+def test_rows_that_begin_and_end_apart_read_as_if_each_were_alone(
+    config: GPT2Config, rows: int, data: st.DataObject
+) -> None:
+    model = randomised(GPT2.from_config(config))
+    cache = KeyValueCache(model, rows)
+    texts = [torch.empty(0, dtype=torch.int64)] * rows
+
+    def read_more(first: int, last: int, length: int, seed: int) -> None:
+        ids = random_ids(model, last - first, length, seed=seed)
+        logits = model(ids, cache=cache[first:last])
+        for row in range(first, last):
+            texts[row] = torch.cat((texts[row], ids[row - first]))
+            alone = model(texts[row][None])[0, -length:]
+            torch.testing.assert_close(logits[row - first], alone, rtol=0, atol=1e-10)
+            assert cache.lengths[row] == len(texts[row])
+
+    for seed in range(data.draw(st.integers(1, 12))):
+        first = data.draw(st.integers(0, rows - 1))
+        last = data.draw(st.integers(first + 1, rows))
+        match data.draw(st.sampled_from(["read", "read", "read", "clear", "copy"])):
+            case "clear":
+                cache.clear(first)
+                texts[first] = texts[first][:0]
+            case "copy":
+                cache.copy(first, last - 1)
+                texts[last - 1] = texts[first]
+            case "read":
+                room = 40 if model.endless else min(14 - len(text) for text in texts[first:last])
+                if room > 0:
+                    read_more(first, last, min(room, data.draw(st.sampled_from([1, 1, 1, 2, 5, 20]))), seed)
+
+
+def test_a_cache_of_another_number_of_rows_is_refused() -> None:
+    model = randomised(GPT2(11, 16, 8, 2, 10, 2))
+    cache = KeyValueCache(model, 3)
+    with pytest.raises(InputError, match=r"3 rows and was given 2; .* cache\[:2\]"):
+        model(random_ids(model, 2, 4), cache=cache)
+    assert model(random_ids(model, 2, 4), cache=cache[:2]).shape == (2, 4, 11)
+    assert cache.lengths.tolist() == [4, 4, 0]
+
+
+def test_what_was_not_a_number_in_a_row_is_gone_when_the_row_is_empty() -> None:
+    model = randomised(GPT2(11, 16, 8, 2, 10, 1))
+    cache, ids = KeyValueCache(model, 2), random_ids(model, 2, 6)
+    model(ids, cache=cache)
+    cache.layers[0].k[1] = cache.layers[0].v[1] = math.nan
+    cache.clear(1)
+    both = torch.stack((ids[0, :1], ids[1, :1]))
+    torch.testing.assert_close(model(both, cache=cache)[1], model(ids[1:, :1])[0], rtol=0, atol=1e-12)
+
+
+def test_reading_with_a_cache_leaves_no_graph() -> None:
+    model = GPT2(11, 16, 8, 2, 10, 2)
+    cache = KeyValueCache(model)
+    assert not model(random_ids(model, 1, 4), cache=cache).requires_grad
+    assert not any(tensor.requires_grad for tensor in tensors_of(cache))
+
+
+def test_a_cache_that_was_filled_under_autocast_can_be_read_without_it() -> None:
+    model = randomised(GPT2(11, 16, 32, 2, 10, 2, position="rope"), dtype=torch.float32)
+    ids, cache = random_ids(model, 1, 8), KeyValueCache(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(ids[:, :4], cache=cache)
+        model(ids[:, 4:6], cache=cache)
+    torch.testing.assert_close(model(ids[:, 6:], cache=cache), model(ids)[:, 6:], rtol=0, atol=0.1)
+
+
+class Latent(SlidingWindowAttention):
+    """Keys and values of all heads are made of three numbers a token, which are all that is cached (as in multi-head
+    latent attention, DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
+    """
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.to_keys = nn.Parameter(torch.randn(config.num_heads, 3, config.head_dim))
+        self.to_values = nn.Parameter(torch.randn(config.num_heads, 3, config.head_dim))
+
+    def cached(self) -> Cached:
+        return Cached(self.window, keys=(1, 3), values=(1, 0))
+
+    def after_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return q, x[:, None, :, :3], x[:, None, :, :0]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, q_pos: Any = None, k_pos: Any = None) -> Tensor:
+        return super().forward(q, k @ self.to_keys, k @ self.to_values, q_pos, k_pos)
+
+
+@thorough
+@given(windows(9), st.integers(1, 12), st.data())
+@torch.no_grad()
+def test_a_users_mechanism_says_what_is_cached_of_it(window: Any, length: int, data: st.DataObject) -> None:
+    model = randomised(GPT2(11, 12, 8, 2, 10, 2, attention=Latent, window=window))
+    ids, cache = random_ids(model, 2, length), KeyValueCache(model)
+    torch.testing.assert_close(read(model, ids, data.draw(cuts(length)), cache), model(ids), rtol=0, atol=1e-10)
+    for layer, slots in zip(cache.layers, [c.slots or 12 for c in model.cached], strict=True):
+        assert (layer.k.shape, layer.v.shape) == ((2, 1, min(slots, 12), 3), (2, 1, min(slots, 12), 0))
+    assert model.cache_bytes(1) == 2 * 3 * 8  # layers, numbers, bytes of each
 
 
 @pytest.mark.parametrize(

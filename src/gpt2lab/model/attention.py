@@ -83,18 +83,19 @@ class ScaledDotProductAttention(nn.Module):
         return None
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_pos: Tensor | None = None,
-        k_pos: Tensor | None = None,
-        seen: Tensor | None = None,
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
     ) -> Tensor:
         """Attend: q (B, H, Tq, D), k and v (B, K, Tk, D) to (B, H, Tq, D).
 
-        Positions are (B or 1, T), -1 for an empty slot; None means 0 .. T-1 for both. A mechanism that takes ``seen``
-        may get the answer to which keys each query sees, bool (B or 1, Tq, Tk), which is made once for all layers.
+        Positions are (B or 1, T), -1 for an empty slot; None means 0 .. T-1 for both.
+        """
+        return self.attend(q, k, v, q_pos, k_pos)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None, k_pos: Tensor | None, seen: Tensor | None = None
+    ) -> Tensor:
+        """What :meth:`forward` does, if it is not overridden; then a layer may know already which keys each query
+        sees, bool (B or 1, Tq, Tk), because all layers share the answer.
         """
         bias = self.bias if overrides(self, "bias") else None
         return attend(q, k, v, q_pos, k_pos, window=self.window, bias=bias, seen=seen)
@@ -211,7 +212,6 @@ class MultiHeadAttention(nn.Module):
         projected = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         self.query_key_value = nn.Linear(config.embed_dim, projected, bias=config.bias)
         self.output = nn.Linear(config.embed_dim, config.embed_dim, bias=config.bias)
-        self._takes_seen = "seen" in inspect.signature(self.mechanism.forward).parameters
 
     @property
     def window(self) -> int | None:
@@ -238,14 +238,14 @@ class MultiHeadAttention(nn.Module):
             qk = rotate(qk, *reading.rotary)
         q, k = qk.split((H, K), dim=1)  # (B, H, T, D), (B, K, T, D)
         q, k, v = self.mechanism.after_rotation(x, q, k, v)
-        positions = key_positions = reading.positions
-        shared: dict[str, Tensor | None] = {}
-        if cache is not None:
+        if cache is None:
+            y = self.mechanism(q, k, v, reading.positions, reading.positions)  # (B, H, T, D)
+        else:
             chunk = reading.chunks[cache.ring]
             k, v = cache.extend(k, v, chunk)
-            key_positions = chunk.k_pos
-            if self._takes_seen:
-                shared["seen"] = chunk.seen(self.window)
-        y = self.mechanism(q, k, v, positions, key_positions, **shared)  # (B, H, T, D)
+            if overrides(self.mechanism, "forward"):
+                y = self.mechanism(q, k, v, chunk.q_pos, chunk.k_pos)
+            else:
+                y = self.mechanism.attend(q, k, v, chunk.q_pos, chunk.k_pos, chunk.seen(self.window))
         y = self.mechanism.after_attention(x, y)
         return self.output(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]

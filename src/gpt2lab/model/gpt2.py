@@ -50,7 +50,7 @@ class GPT2(nn.Module):
     Raises:
         InputError: sizes or switches that do not go together.
 
-    Example:
+    Examples:
         >>> model = GPT2(65, 64, 128, 4, 512, 4, position="rope", num_kv_heads=1, window=16)
         >>> model(torch.zeros(1, 64, dtype=torch.int64)).shape
         torch.Size([1, 64, 65])

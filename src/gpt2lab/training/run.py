@@ -93,7 +93,7 @@ def train(**given: Any) -> Run:
         InputError: options that cannot be used, a text that is too short, or a folder that holds a run already.
         TrainingError: the training diverged, or a process was lost.
 
-    Example:
+    Examples:
         >>> run = gpt2lab.train(text="novel.txt", position="rope", window=16, max_steps=200, out="runs/novel")
         >>> run.loss
     """

@@ -75,7 +75,7 @@ class Trainer:
     Raises:
         InputError: model and data do not fit each other.
 
-    Example:
+    Examples:
         >>> data = CharDataset("to be or not to be " * 50, block_size=25)
         >>> model = GPT2(data.vocab_size, 25, 64, 4, 256, 2)
         >>> Trainer(model, data, None, TrainerConfig(max_steps=100)).train()
