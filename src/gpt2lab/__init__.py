@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2lab.comparison.judge import judge
+    from gpt2lab.comparison.run import compare, report
     from gpt2lab.config import GPT2Config
     from gpt2lab.data import CharDataset, CharTokenizer, TokenDataset
     from gpt2lab.data.pack import pack
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 # Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
 _HOMES = {
     "gpt2lab.comparison.judge": ["judge"],
+    "gpt2lab.comparison.run": ["compare", "report"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
     "gpt2lab.data.pack": ["pack"],
@@ -88,12 +90,14 @@ __all__ = [
     "TransformerBlock",
     "assert_causal",
     "attend",
+    "compare",
     "estimate_loss",
     "evaluate",
     "generate",
     "judge",
     "load",
     "pack",
+    "report",
     "sample",
     "stream",
     "train",
