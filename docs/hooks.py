@@ -105,10 +105,10 @@ def _commands(of: App = app, name: str = "gpt2lab") -> str:
 
 
 class DeclaredOptions(griffe.Extension):
-    """Shows a field that is declared as ``option(default, meaning, …)`` with its default and its meaning."""
+    """Shows in the reference what the code derives from declarations of options."""
 
     def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, **_: Any) -> None:
-        """Read the declaration."""
+        """Give a field that is declared as ``option(default, meaning, …)`` its default and its meaning."""
         call = getattr(node, "value", None)
         if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "option"):
             return
@@ -116,3 +116,16 @@ class DeclaredOptions(griffe.Extension):
         meaning = ast.literal_eval(call.args[1]) if len(call.args) > 1 else given[0]
         attr.value = ast.unparse(call.args[0]) if call.args else None
         attr.docstring = griffe.Docstring(meaning, parent=attr)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Give a method under ``@method_taking(Class)`` the parameters of the class."""
+        for module in pkg.modules.values():
+            self.on_package(pkg=module)
+        for kind in pkg.classes.values():
+            for method in () if kind.is_alias else kind.functions.values():
+                for decorator in method.decorators:
+                    if (
+                        isinstance(decorator.value, griffe.ExprCall)
+                        and str(decorator.value.function) == "method_taking"
+                    ):
+                        method.parameters = pkg[str(decorator.value.arguments[0])].parameters

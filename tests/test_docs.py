@@ -81,6 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("site")
 def test_every_link_of_the_site_leads_somewhere_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     pages = {path: Html(path) for path in site.rglob("*.html")}
     assert len(pages) > len(PAGES) / 2
@@ -98,6 +99,7 @@ def test_every_link_of_the_site_leads_somewhere_and_nothing_is_loaded_from_elsew
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("site")
 def test_the_site_tells_of_every_command_and_of_every_option_of_train(site: Path) -> None:
     names = {f"gpt2lab-{name}" for name in app if not name.startswith("-")} - {"gpt2lab-train", "gpt2lab-data"}
     assert {"gpt2lab-data-pack", *names} <= Html(site / "commands.html").places

@@ -1,5 +1,6 @@
 """What a comparison measures, against dense references and by changing tokens."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
+from gpt2lab.comparison.measure import SPEEDS, attention_by_distance, measure, measure_speed
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.evaluation import evaluate
-from gpt2lab.evaluation.measure import SPEEDS, attention_by_distance, measure, measure_speed
 from gpt2lab.model import GPT2, ScaledDotProductAttention
 from gpt2lab.training import Trainer, TrainerConfig
 from tests.model.reference import dense_attention, randomised
@@ -118,9 +119,10 @@ def test_speeds_are_of_every_model_in_every_round_and_the_models_are_used_in_tur
         model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
     with pytest.warns(UserWarning, match="oldest half"):  # the learned positions end
         found = measure_speed(trainers, rounds=3)
-    assert {name: set(times) for name, times in found.items()} == {name: set(SPEEDS) for name in trainers}
+    times = {name: dataclasses.asdict(seconds) for name, seconds in found.items()}
+    assert {name: set(each) for name, each in times.items()} == {name: set(SPEEDS) for name in trainers}
     assert all(
-        len(each) == 3 and min(each) > 0 and math.isfinite(sum(each)) for t in found.values() for each in t.values()
+        len(each) == 3 and min(each) > 0 and math.isfinite(sum(each)) for t in times.values() for each in t.values()
     )
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert turns == ["original", "rope", "original", "rope", "original"]  # each round begins with another one

@@ -4,26 +4,26 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
 from rich.console import Console
-from rich.progress import track
 
-from gpt2lab.cli.cells import has_diverged, is_finished
-from gpt2lab.cli.screen import console
+from gpt2lab.comparison.cells import has_diverged, is_finished
+from gpt2lab.comparison.folder import DISQUALIFIED, Key, arm_folder
+from gpt2lab.comparison.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
+from gpt2lab.comparison.settings import Match, Options
+from gpt2lab.comparison.speed import torch_threads
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
 from gpt2lab.data.text import SPLITS, Text
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.compare import BASELINE, DISQUALIFIED
-from gpt2lab.evaluation.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2, CausalityError, assert_causal
 from gpt2lab.options import given_options
+from gpt2lab.progress import Progress
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, ModelSettings, RunSettings
 from gpt2lab.training import Trainer
@@ -33,10 +33,6 @@ DEFAULT_STEPS = 500
 TUNING_FACTORS = (0.25, 0.5, 1.0, 2.0)
 PROBED_WHOLE = 256  # contexts up to this long are probed at every position, longer ones as before every training
 STARTING_SECONDS = 8.0  # of a cell's process, before and after its training
-
-Match = Literal["none", "parameters", "compute"]
-Options = dict[str, Any]  # of `gpt2lab train`, by name
-Key = tuple[int, str]  # context and arm
 
 
 @dataclass(frozen=True)
@@ -48,30 +44,32 @@ class Cell:
     settings: RunSettings
 
 
-def arm_folder(out: Path, key: Key) -> Path:
-    """Where the cells of an arm at a context are."""
-    return out / f"context-{key[0]}" / key[1]
-
-
 def plan(
-    base: Options, arms: dict[str, Options], contexts: list[int], vocab_size: int, match: Match
+    shared: Options, arms: Mapping[str, Options], contexts: Sequence[int], vocab_size: int, match: Match
 ) -> dict[Key, RunSettings]:
     """Settings of every arm at every context, without the seed and the steps.
+
+    Args:
+        shared: options of all arms.
+        arms: options of each, the baseline first.
+        contexts: sizes; the batches of the first are as large as ``shared`` says, the others have as many tokens.
+        vocab_size: of the text.
+        match: in what every arm is made equal to the baseline.
 
     Raises:
         InputError: an arm that cannot be built, cannot be matched, or is the same as another one.
     """
     planned: dict[Key, RunSettings] = {}
     for context in contexts:
-        original: GPT2 | None = None
+        baseline: GPT2 | None = None
         known: dict[str, str] = {}
         for name, options in arms.items():
             try:
-                settings = _settings(base, options, context, contexts[0])
+                settings = _settings(shared, options, context, contexts[0])
                 attention = load_attention(settings.model.attention)
                 model = GPT2.from_config(settings.model.config(vocab_size), attention=attention)
-                original = original or model
-                config = model.config if match == "none" else _matched(model, original, match)
+                baseline = baseline or model
+                config = model.config if match == "none" else _matched(model, baseline, match)
             except (InputError, TypeError) as error:
                 raise InputError(f"the arm {name} cannot be made at a context of {context}: {error}") from None
             identity = _identity(config, settings)
@@ -87,24 +85,21 @@ def plan(
     return planned
 
 
-def _settings(base: Options, options: Options, context: int, first_context: int) -> RunSettings:
-    if context < 1:
-        raise InputError(f"context_size is {context}; it has to be 1 or more")
-    usual = RunSettings.of(base).training.batch_size
+def _settings(shared: Options, options: Options, context: int, first_context: int) -> RunSettings:
+    usual = RunSettings.of(shared).training.batch_size
     batch_size = max(1, round(usual * first_context / context))
-    options = given_options(SETTINGS, options)
-    of_context = {"variant": BASELINE, "context_size": context, "batch_size": batch_size}
-    return RunSettings.of({**base, **of_context, **options})
+    of_context = {"variant": "original", "context_size": context, "batch_size": batch_size}
+    return RunSettings.of({**shared, **of_context, **given_options(SETTINGS, options)})
 
 
-def _matched(model: GPT2, original: GPT2, match: Match) -> GPT2Config:
-    """The configuration with the feed-forward width that makes a model as large, or as costly, as the original."""
+def _matched(model: GPT2, baseline: GPT2, match: Match) -> GPT2Config:
+    """The configuration with the feed-forward width that makes a model as large, or as costly, as the baseline's."""
     config = model.config
     if match == "parameters":
-        lacking: float = original.num_parameters() - model.num_parameters()
+        lacking: float = baseline.num_parameters() - model.num_parameters()
         unit = 2 * config.embed_dim + config.bias
     else:
-        lacking, unit = original.flops_per_token() - model.flops_per_token(), 4 * config.embed_dim
+        lacking, unit = baseline.flops_per_token() - model.flops_per_token(), 4 * config.embed_dim
     width = config.ff_hidden_dim + round(lacking / (unit * config.num_layers))
     if width < 1:
         raise InputError(f"it has so much outside its feed-forward layers that these cannot make it match by {match}")
@@ -122,27 +117,28 @@ def _identity(config: GPT2Config, settings: RunSettings) -> str:
     return repr(sorted(values.items()))
 
 
-def try_all(planned: dict[Key, RunSettings], text: Text, out: Path, threads: int) -> dict[Key, float]:
+def try_all(
+    planned: Mapping[Key, RunSettings], text: Text, out: Path, threads: int, console: Console, progress: Progress
+) -> dict[Key, float]:
     """Seconds of a training step of every arm that does not read the future; the others are noted and left out."""
     found: dict[Key, float] = {}
     train: dict[int, TokenDataset] = {}
     for context in dict.fromkeys(context for context, _ in planned):  # each part is long enough, or this tells
-        train[context], *_ = (text.dataset(part, context) for part in SPLITS)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    for key, settings in track(planned.items(), "trying every arm", console=console, transient=True):
-        note = arm_folder(out, key) / DISQUALIFIED
-        note.unlink(missing_ok=True)
-        try:
-            found[key] = _try_out(settings, train[key[0]])
-        except CausalityError as error:
-            console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
-            note.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(note) as file:
-                file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
-        except RuntimeError as error:  # an arm's own attention
-            raise InputError(f"the arm {key[1]} fails at a context of {key[0]}: {error}") from None
-    torch.set_num_threads(before)
+        train[context], *_ = (text.dataset(part, context, progress) for part in SPLITS)
+    with torch_threads(threads):
+        for number, (key, settings) in enumerate(planned.items(), 1):
+            note = arm_folder(out, key) / DISQUALIFIED
+            note.unlink(missing_ok=True)
+            try:
+                found[key] = _try_out(settings, train[key[0]])
+            except CausalityError as error:
+                console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
+                note.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(note) as file:
+                    file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
+            except RuntimeError as error:  # an arm's own attention
+                raise InputError(f"the arm {key[1]} fails at a context of {key[0]}: {error}") from None
+            progress("trying every arm", number, len(planned))
     return found
 
 
@@ -163,13 +159,13 @@ def _try_out(settings: RunSettings, train: TokenDataset) -> float:
     return (time.perf_counter() - begin) / 3
 
 
-def settle_steps(budget: dict[str, float], settings: RunSettings, original_step_seconds: float) -> int:
+def settle_steps(budget: Mapping[str, float], settings: RunSettings, baseline_step_seconds: float) -> int:
     """Steps of a training, from the one of steps, tokens and minutes that is given."""
     training, context = settings.training, settings.model.context_size
     if "tokens" in budget:
         return math.ceil(budget["tokens"] / (context * training.batch_size * training.accumulation_steps))
     if "minutes" in budget:
-        return max(10, round(60 * budget["minutes"] / original_step_seconds))
+        return max(10, round(60 * budget["minutes"] / baseline_step_seconds))
     return int(budget.get("steps", DEFAULT_STEPS))
 
 
@@ -195,7 +191,7 @@ def best_rate(cells: list[Cell]) -> float | None:
     return min(losses, key=losses.__getitem__) if losses else None
 
 
-def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text, at_once: int) -> float:
+def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text, workers: int) -> float:
     """How long the unfinished cells will take, from the time of a training step (a third of which is reading)."""
     seconds = 0.0
     sizes = {part: stop - start for part, (start, stop) in text.parts.items()}
@@ -209,4 +205,4 @@ def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text
         read += len(CONTEXT_FACTORS) * min(CONTEXT_TOKENS, sizes["test"])
         tokens_per_step = training.batch_size * training.accumulation_steps * cell.settings.model.context_size
         seconds += STARTING_SECONDS + step * (steps + read / tokens_per_step / 3)
-    return seconds / at_once / 3600
+    return seconds / workers / 3600

@@ -4,11 +4,12 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from gpt2lab.comparison.results import Seconds
 from gpt2lab.data import TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
 from gpt2lab.evaluation.evaluate import Evaluation, evaluate
@@ -22,13 +23,7 @@ CONTEXT_FACTORS = (0.5, 1, 2, 4, 16)
 CONTEXT_TOKENS = 32_768
 
 # What is timed of every model, in seconds; see :func:`measure_speed`.
-SPEEDS = (
-    "seconds_per_step",
-    "seconds_to_first_token",
-    "seconds_per_token",
-    "seconds_to_first_token_long",
-    "seconds_per_token_long",
-)
+SPEEDS = tuple(of.name for of in fields(Seconds))
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
 
 def measure_speed(
     trainers: dict[str, Trainer], rounds: int, progress: Callable[[], None] | None = None
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, Seconds]:
     """Time several models alternately, so that whatever else the machine does falls on all of them alike.
 
     Args:
@@ -129,12 +124,12 @@ def measure_speed(
         progress: called after every model of every round.
 
     Returns:
-        For every name and every one of ``SPEEDS`` the seconds of each round: of an optimiser step, until the first
+        For every name the seconds of each round, in the order of ``SPEEDS``: of an optimiser step, until the first
         token after a short prompt (an eighth of the context) and after a long one (the whole context), and for each of
         tokens that follow: up to 32 within the context, and past it as many as make whole cycles of dropping the older
         half and reading the rest again, which some models do.
     """
-    times: dict[str, dict[str, list[float]]] = {name: {speed: [] for speed in SPEEDS} for name in trainers}
+    times: dict[str, list[list[float]]] = {name: [] for name in trainers}  # a row for each round
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
     for number in range(rounds + 1):
         names = list(trainers)
@@ -156,8 +151,7 @@ def measure_speed(
                 clock = [time.perf_counter() for _ in map(Tensor.tolist, written)]
                 found += [clock[0] - begin, (clock[-1] - clock[0]) / (len(clock) - 1)]
             if number > 0:
-                for speed, seconds in zip(SPEEDS, found, strict=True):
-                    times[name][speed].append(seconds)
+                times[name].append(found)
             if progress is not None:
                 progress()
-    return times
+    return {name: Seconds(*map(list, zip(*each, strict=True))) for name, each in times.items()}
