@@ -82,6 +82,7 @@ def test_with_no_switch_given_the_configuration_is_gpt2() -> None:
         "rope_theta": 10_000.0,
         "num_kv_heads": None,
         "window": None,
+        "qk_norm": False,
         "tie_embeddings": True,
         "bias": True,
         "dropout": 0.0,
@@ -191,3 +192,4 @@ def test_random_architectures_reach_the_whole_documented_space() -> None:
     widths = {d["window"][0] if isinstance(d["window"], tuple) else d["window"] for d in drawn}
     assert widths == {None, 4, 8, 16, 32}
     assert {type(d["window"]) for d in drawn} == {int, tuple, type(None)}
+    assert {d["qk_norm"] for d in drawn} == {False, True}

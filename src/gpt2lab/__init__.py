@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2lab.comparison.judge import judge as judge
+    from gpt2lab.comparison.run import compare as compare
+    from gpt2lab.comparison.run import report as report
     from gpt2lab.config import GPT2Config as GPT2Config
     from gpt2lab.data import CharDataset as CharDataset
     from gpt2lab.data import CharTokenizer as CharTokenizer
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 # Where each public name comes from. It is imported when it is first used: writing text does not load what trains.
 _HOMES = {
     "gpt2lab.comparison.judge": ["judge"],
+    "gpt2lab.comparison.run": ["compare", "report"],
     "gpt2lab.config": ["GPT2Config"],
     "gpt2lab.data": ["CharDataset", "CharTokenizer", "TokenDataset"],
     "gpt2lab.data.pack": ["pack"],

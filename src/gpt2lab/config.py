@@ -82,6 +82,11 @@ class Switches:
         spell=spell_window,
         default="full",
     )
+    qk_norm: bool = option(
+        False,
+        "queries and keys of each head are normalised before they are rotated, so that scores cannot grow without "
+        "limit (Henry et al. 2020, arXiv:2010.04245; by root mean square and a learned scale, as Qwen3 does it).",
+    )
     tie_embeddings: bool = option(True, "the output layer is the token embedding, as in GPT-2.")
     bias: bool = option(True, "biases in linear layers and LayerNorms.")
     dropout: float = option(
@@ -204,7 +209,8 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
 
     The space: head_dim 16, 32 or 64; 2, 4 or 8 heads; 2 to 6 layers, with embed_dim at most 256; feed-forward 2, 3 or
     4 times as wide; positions learned, RoPE or none; any number of key/value heads that divides the heads; no
-    window, one of a sixteenth to a half of the context, or that window in all layers but every second one.
+    window, one of a sixteenth to a half of the context, or that window in all layers but every second one; queries and
+    keys normalised or not.
     Each choice is uniform over what remains valid.
     """
     if seed < 0:
@@ -229,5 +235,6 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
         "position": draw(positions),
         "num_kv_heads": draw([k for k in range(1, num_heads + 1) if num_heads % k == 0]),
         "window": draw([window, (window, None)]) if window else None,
+        "qk_norm": draw([False, True]),
     }
     return drawn | given

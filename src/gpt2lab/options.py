@@ -253,11 +253,14 @@ def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callabl
     return decorate
 
 
-def method_taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """The same for a method, whose first arguments may be given without their names, as the class has them."""
+def method_taking(
+    options: Callable[P, object], first: str = "self"
+) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
+    """The same for a method, whose first arguments may be given without their names, as the class has them; or for a
+    function with one argument, called ``first``, before the options."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         _sign(method, [own, *inspect.signature(options).parameters.values()])
         return method
 

@@ -44,6 +44,9 @@ def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor
         x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + c.layer_norm_epsilon).sqrt()
         return x * w[f"{name}.weight"] + w.get(f"{name}.bias", torch.zeros((), dtype=x.dtype))
 
+    def rms_norm(x: Tensor, name: str) -> Tensor:
+        return x / ((x**2).mean(-1, keepdim=True) + c.layer_norm_epsilon).sqrt() * w[f"{name}.weight"]
+
     def turn(x: Tensor) -> Tensor:  # (1, heads, T, D), by complex numbers: dimension d is real, d + D/2 imaginary
         frequency = c.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
         angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
@@ -57,6 +60,11 @@ def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor
         block = f"blocks.{layer}"
         y = linear(norm(x, f"{block}.attention_norm"), f"{block}.attention.query_key_value")
         q, k, v = (part.view(1, T, -1, D).transpose(1, 2) for part in y.split((H * D, K * D, K * D), -1))
+        if c.qk_norm:
+            q, k = (
+                rms_norm(q, f"{block}.attention.mechanism.query_norm"),
+                rms_norm(k, f"{block}.attention.mechanism.key_norm"),
+            )
         if c.position == "rope":
             q, k = turn(q), turn(k)
         window = c.window[layer % len(c.window)] if isinstance(c.window, tuple) else c.window
@@ -109,6 +117,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> GPT2Config:
         "rope_theta": draw(st.sampled_from([100.0, 10_000.0])),
         "num_kv_heads": draw(st.sampled_from([None, *(k for k in range(1, 7) if num_heads % k == 0)])),
         "window": draw(windows(max_seq_len + 4)),
+        "qk_norm": draw(st.booleans()),
         "tie_embeddings": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "layer_norm_epsilon": draw(st.sampled_from([1e-5, 1e-2])),

@@ -106,6 +106,11 @@ def test_a_class_that_is_given_computes_what_its_switches_alone_compute(
         (GroupQueryAttention, {"window": (None, 4)}, "has window=None in layer 1, not window=4"),
         (SlidingWindowAttention, {"num_kv_heads": 2}, "has num_kv_heads=4 in layer 0, not num_kv_heads=2"),
         (Gated, {"num_kv_heads": 1}, "Gated has num_kv_heads=4 in layer 0, not num_kv_heads=1"),
+        (
+            GroupQueryAttention,
+            {"qk_norm": True},
+            "has qk_norm=False in layer 0, not qk_norm=True as was asked for; let it inherit from QueryKeyNorm, too",
+        ),
         (OwnWindow, {"window": 4}, "OwnWindow has window=3 in layer 0, not window=4"),
         (OwnSharing, {}, "num_kv_heads=3 does not divide num_heads=4"),
     ],

@@ -14,11 +14,16 @@ from transformers import (
     MptConfig,
     MptForCausalLM,
     PreTrainedModel,
+    Qwen3Config,
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from gpt2lab.model import GPT2
+from gpt2lab.config import GPT2Config as Config
+from gpt2lab.model import GPT2, MultiHeadAttention
+from gpt2lab.model.attention import Reading
+from gpt2lab.model.embeddings import rotary_tables
 from tests.model.reference import ALiBi, random_ids
 
 V, CONTEXT, C, H, F, LAYERS = 23, 12, 24, 4, 40, 2
@@ -211,6 +216,47 @@ def test_a_users_alibi_is_mpt() -> None:
         d_model=C, n_heads=H, n_layers=LAYERS, expansion_ratio=4, max_seq_len=CONTEXT + 1, vocab_size=V, use_cache=False
     )
     assert_equal_to(ours, MptForCausalLM(config), MPT_NAMES, torch.float32, 1e-5)
+
+
+def share_random_attention(ours: MultiHeadAttention, theirs: nn.Module) -> None:
+    """Weights for one layer of attention, drawn in theirs and copied into ours."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.double().parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+        for kind in ("weight", "bias") if ours.output.bias is not None else ("weight",):
+            projections = [getattr(theirs.get_submodule(f"{x}_proj"), kind) for x in "qkvo"]
+            getattr(ours.double().query_key_value, kind).copy_(torch.cat(projections[:3]))
+            getattr(ours.output, kind).copy_(projections[3])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_normalised_queries_and_keys_are_qwen3s(kv_heads: int) -> None:
+    switches = {"num_kv_heads": kv_heads, "position": "rope", "qk_norm": True, "bias": False}
+    ours = MultiHeadAttention(Config(V, CONTEXT, C, H, F, LAYERS, layer_norm_epsilon=1e-3, **switches), 0)
+    config = Qwen3Config(
+        hidden_size=C, num_attention_heads=H, num_key_value_heads=kv_heads, head_dim=C // H, rms_norm_eps=1e-3,
+        attn_implementation="eager",
+    )  # fmt: skip
+    theirs = Qwen3Attention(config, 0)
+    share_random_attention(ours, theirs)
+    with torch.no_grad():
+        ours.mechanism.query_norm.weight.copy_(theirs.q_norm.weight)
+        ours.mechanism.key_norm.weight.copy_(theirs.k_norm.weight)
+    assert_same_attention(ours, theirs)
+
+
+def assert_same_attention(ours: MultiHeadAttention, theirs: nn.Module) -> None:
+    """Output, and gradient of the input, of one layer with rotary positions."""
+    x = torch.randn(2, CONTEXT, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    cos, sin = rotary_tables(torch.arange(CONTEXT)[None], C // H, 10_000.0, torch.float64)
+    hidden = torch.full((CONTEXT, CONTEXT), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+    twice = tuple(torch.cat((table, table), dim=-1)[:, 0] for table in (cos, sin))
+    expected = theirs(x, position_embeddings=twice, attention_mask=hidden)[0]
+    y = ours(x, Reading(rotary=(cos, sin)))
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)  # their norm computes in float32
+    for mine, dense in zip(*(torch.autograd.grad(out.square().sum(), x) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(mine, dense, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -46,6 +46,7 @@ def configs(draw: st.DrawFn, width: int) -> GPT2Config:
         position=draw(st.sampled_from(["learned", "rope", "none"])),
         num_kv_heads=share,
         window=draw(st.tuples(windows, windows)),
+        qk_norm=draw(st.booleans()),
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),
@@ -78,5 +79,9 @@ def test_autograd_keeps_what_the_formulas_say(data: st.DataObject, rows: int, wi
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("window", [40, 64, 70])  # the first blocks are longer than the first and the last of these
 @pytest.mark.parametrize("context", [288, 300])  # of whole blocks, or not
-def test_so_it_does_of_windows_in_blocks(context: int, window: int, num_kv_heads: int, rows: int) -> None:
-    assert_counted(GPT2Config(65, context, 64, 4, 256, 1, num_kv_heads=num_kv_heads, window=window), rows, 4)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_so_it_does_of_windows_in_blocks(
+    context: int, window: int, num_kv_heads: int, rows: int, qk_norm: bool
+) -> None:
+    switches = {"num_kv_heads": num_kv_heads, "window": window, "qk_norm": qk_norm}
+    assert_counted(GPT2Config(65, context, 64, 4, 256, 1, **switches), rows, 4)

@@ -10,10 +10,14 @@ queries, keys, values, scores and results. The built-in changes are independent,
 of them is all of them.
 """
 
+import ast
+import functools
 import hashlib
 import inspect
+import linecache
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TypeGuard
 
 import torch
@@ -38,10 +42,12 @@ class ScaledDotProductAttention(nn.Module):
         num_kv_heads: sizes the key/value projections, K.
         window: how many latest tokens are seen; sizes the cache. None: all.
         head_dim: width of a head, D.
+        qk_norm: whether queries and keys are normalised.
     """
 
     num_kv_heads: int
     window: int | None = None
+    qk_norm = False
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -126,21 +132,45 @@ class SlidingWindowAttention(ScaledDotProductAttention):
         self.window = config.layer_window(layer)
 
 
-class GroupQuerySlidingWindowAttention(GroupQueryAttention, SlidingWindowAttention):
-    """Both at once: they change different things."""
+class QueryKeyNorm(ScaledDotProductAttention):
+    """Queries and keys of each head have a root mean square of 1, times a scale that is learned for each dimension.
+
+    Henry et al. 2020 (arXiv:2010.04245, section 2) divide them by their lengths and learn one factor for all scores.
+    This is the form in which it is used today (Qwen3, Yang et al. 2025, arXiv:2505.09388, section 2): a root mean
+    square of 1 is a length of √D, and the scales, shared by the heads, take the factor's place.
+    """
+
+    qk_norm = True
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+
+    def before_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise queries and keys, in the precision of the scales."""
+        wide = self.query_norm.weight.dtype
+        return self.query_norm(q.to(wide)).to(q.dtype), self.key_norm(k.to(wide)).to(k.dtype), v
 
 
 Mechanism = type[ScaledDotProductAttention]
 
 
 def built_in_mechanism(config: GPT2Config, layer: int) -> Mechanism:
-    """The mechanism that a layer's switches ask for."""
-    windowed, grouped = config.layer_window(layer) is not None, config.kv_heads != config.num_heads
-    if windowed and grouped:
-        return GroupQuerySlidingWindowAttention
-    if windowed:
-        return SlidingWindowAttention
-    return GroupQueryAttention if grouped else ScaledDotProductAttention
+    """The mechanism that a layer's switches ask for: a class that inherits from those that change what they ask for."""
+    changes: dict[Mechanism, bool] = {
+        GroupQueryAttention: config.kv_heads != config.num_heads,
+        SlidingWindowAttention: config.layer_window(layer) is not None,
+        QueryKeyNorm: config.qk_norm,
+    }
+    return _all_of(tuple(change for change, asked in changes.items() if asked))
+
+
+@functools.cache
+def _all_of(changes: tuple[Mechanism, ...]) -> Mechanism:
+    if len(changes) < 2:
+        return changes[0] if changes else ScaledDotProductAttention
+    return type("".join(change.__name__.removesuffix("Attention") for change in changes) + "Attention", changes, {})
 
 
 def is_mechanism(value: object) -> TypeGuard[Mechanism]:
@@ -148,12 +178,29 @@ def is_mechanism(value: object) -> TypeGuard[Mechanism]:
     return isinstance(value, type) and issubclass(value, ScaledDotProductAttention)
 
 
-def source_of(mechanism: Mechanism) -> str:
-    """Source text of a user's class, or "" where Python cannot tell (typed into a bare prompt)."""
+def source_of(code: type | FunctionType) -> str:
+    """Source text of a user's class or function, or "" where Python cannot tell (typed into a bare prompt)."""
     try:
-        return inspect.getsource(mechanism)
+        return inspect.getsource(code)
     except (OSError, TypeError):
-        return ""
+        return _source_in_cell(code) if isinstance(code, type) else ""
+
+
+def _source_in_cell(mechanism: type) -> str:
+    """The same for a class of a notebook's cell, which has no file: it is found around its methods."""
+    for method in vars(mechanism).values():
+        if isinstance(method, FunctionType):
+            lines = linecache.getlines(method.__code__.co_filename)
+            try:
+                classes = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)]
+            except SyntaxError:
+                return ""
+            for node in classes:
+                around = node.lineno <= method.__code__.co_firstlineno <= (node.end_lineno or 0)
+                if around and node.name == mechanism.__name__:
+                    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                    return "".join(inspect.getblock(lines[first - 1 :]))
+    return ""
 
 
 def describe_mechanism(mechanism: Mechanism) -> str:
@@ -168,15 +215,16 @@ def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) 
         InputError: it does not.
     """
     mechanism = (given or built_in_mechanism(config, layer))(config, layer)
-    for name, value, wanted, default in (
-        ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads),
-        ("window", mechanism.window, config.layer_window(layer), None),
+    for name, value, wanted, default, change in (
+        ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads, GroupQueryAttention),
+        ("window", mechanism.window, config.layer_window(layer), None, SlidingWindowAttention),
+        ("qk_norm", mechanism.qk_norm, config.qk_norm, False, QueryKeyNorm),
     ):
         if wanted not in (default, value):
             raise InputError(
                 f"{type(mechanism).__name__} has {name}={value} in layer {layer}, not {name}={wanted} as was asked "
-                "for; let it inherit from GroupQueryAttention or SlidingWindowAttention (or both), or turn the switch "
-                "off (--variant original turns off all)"
+                f"for; let it inherit from {change.__name__}, too, or turn the switch off (--variant original turns "
+                "off all)"
             )
     if config.num_heads % mechanism.num_kv_heads != 0:
         raise InputError(f"num_kv_heads={mechanism.num_kv_heads} does not divide num_heads={config.num_heads}")

@@ -122,7 +122,7 @@ class GPT2(nn.Module):
         """
         residual = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
-            if ".mechanism." in name:
+            if self.mechanism_class is not None and ".mechanism." in name:
                 yield None
             elif parameter.dim() < 2:
                 yield torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)

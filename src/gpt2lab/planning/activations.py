@@ -113,10 +113,18 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     T, C, H, K, D = config.max_seq_len, config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
     N, window = rows * T, config.layer_window(layer)
     kernel = _kernel(config, rows, T, window)
+    kept: dict[str, int] = {}
+    if config.qk_norm:  # (A GPU's fused norm keeps no more than its input and the roots.)
+        kept["queries and keys, without their scale"] = FLOAT * N * (H + K) * D
+        kept["roots of their mean squares"] = FLOAT * N * (H + K)
+        if width < FLOAT:
+            kept["queries and keys, wide"] = FLOAT * N * (H + K) * D
     if kernel == "band" and window is not None:
         S, blocks, P = band_blocks(T, window)
         first = P * S  # tokens that are a text of their own
-        return {
+        if config.qk_norm and width == FLOAT:
+            kept["as they were projected"] = width * N * (H + 2 * K) * D
+        return kept | {
             "queries, the first and those in blocks": width * rows * blocks * S * C,
             "keys and values": 2 * width * rows * K * blocks * S * D,
             "mask of a block": width * (H // K) * S * (P + 1) * S,
@@ -125,13 +133,13 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,
         }
-    kept = {
+    kept |= {
         "queries, keys and values": width * N * (H + 2 * K) * D,
         "attended": width * N * C,
         "logarithms of sums": FLOAT * N * H,
     }
-    if config.position == "rope":  # turned queries lie head by head, so that their result has to be copied
-        kept["queries and keys, turned"] = width * N * (H + K) * D
+    if config.position == "rope" or config.qk_norm:  # these lie head by head, so that their result has to be copied
+        kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
         kept["attended, heads side by side"] = width * N * C
     if kernel == "mask":
         kept["mask"] = width * T * T
