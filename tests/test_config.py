@@ -43,6 +43,10 @@ SIZES = {"vocab_size": 65, "max_seq_len": 16, "embed_dim": 24, "num_heads": 4, "
         ({"position": "rotary"}, ["position is 'rotary'", "learned, rope, none"]),
         ({"activation": "swish"}, ["activation is 'swish'", "gelu_tanh, gelu, relu"]),
         ({"position": "rope", "num_heads": 8}, ["embed_dim=24", "num_heads=8", "head_dim=3", "odd"]),
+        ({"position": "rope", "rope_fraction": 0.5}, ["rope_fraction=0.5", "head_dim=6", "is 3, which is odd"]),
+        ({"position": "rope", "rope_fraction": 0.4}, ["rope_fraction=0.4", "head_dim=6", "is 2.4", "no whole number"]),
+        ({"rope_fraction": 0.0}, ["rope_fraction is 0.0", "above 0 and at most 1"]),
+        ({"rope_fraction": 1.5}, ["rope_fraction is 1.5"]),
         ({"rope_theta": 0.0}, ["rope_theta is 0.0"]),
         ({"rope_theta": math.nan}, ["rope_theta is nan"]),
         ({"dropout": 1.0}, ["dropout is 1.0", "below 1"]),
@@ -80,6 +84,7 @@ def test_with_no_switch_given_the_configuration_is_gpt2() -> None:
     assert switches == {
         "position": "learned",
         "rope_theta": 10_000.0,
+        "rope_fraction": 1.0,
         "num_kv_heads": None,
         "window": None,
         "qk_norm": False,
@@ -193,3 +198,4 @@ def test_random_architectures_reach_the_whole_documented_space() -> None:
     assert widths == {None, 4, 8, 16, 32}
     assert {type(d["window"]) for d in drawn} == {int, tuple, type(None)}
     assert {d["qk_norm"] for d in drawn} == {False, True}
+    assert {d["rope_fraction"] for d in drawn} == {1.0, 0.5, 0.25}

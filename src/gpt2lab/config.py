@@ -68,6 +68,13 @@ class Switches:
         'or "none".',
     )
     rope_theta: float = option(10_000.0, "base of the rotary frequencies.", above=0)
+    rope_fraction: float = option(
+        1.0,
+        "share of a head's dimensions that are rotated: the first rope_fraction · head_dim, an even number (GPT-NeoX: "
+        "0.25; Black et al. 2022, arXiv:2204.06745).",
+        above=0,
+        most=1,
+    )
     num_kv_heads: int | None = option(
         None,
         "key/value heads, K, shared by groups of query heads (GQA: Ainslie et al. 2023, arXiv:2305.13245); 1 is "
@@ -140,15 +147,21 @@ class GPT2Config(Switches, Sizes):
             f"window is {self.window!r}; a window counts the token itself, so it is 1 or more (or None for all)",
         )
         _require(
-            self.position != "rope" or self.head_dim % 2 == 0,
-            f"RoPE turns pairs of dimensions, but embed_dim={self.embed_dim} with num_heads={self.num_heads} "
-            f"makes head_dim={self.head_dim}, which is odd",
+            self.position != "rope" or math.isclose(self.rope_fraction * self.head_dim, self.rotary_dim),
+            f"RoPE turns pairs of dimensions, but rope_fraction={self.rope_fraction:g} of head_dim={self.head_dim} "
+            f"(embed_dim={self.embed_dim} with num_heads={self.num_heads}) is "
+            f"{self.rope_fraction * self.head_dim:g}, which is odd or no whole number",
         )
 
     @property
     def head_dim(self) -> int:
         """Width of one head, D."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head are rotated, an even number."""
+        return 2 * round(self.rope_fraction * self.head_dim / 2)
 
     @property
     def kv_heads(self) -> int:
@@ -210,7 +223,7 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
     The space: head_dim 16, 32 or 64; 2, 4 or 8 heads; 2 to 6 layers, with embed_dim at most 256; feed-forward 2, 3 or
     4 times as wide; positions learned, RoPE or none; any number of key/value heads that divides the heads; no
     window, one of a sixteenth to a half of the context, or that window in all layers but every second one; queries and
-    keys normalised or not.
+    keys normalised or not; all, a half or a quarter of a head's dimensions rotated.
     Each choice is uniform over what remains valid.
     """
     if seed < 0:
@@ -236,5 +249,6 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
         "num_kv_heads": draw([k for k in range(1, num_heads + 1) if num_heads % k == 0]),
         "window": draw([window, (window, None)]) if window else None,
         "qk_norm": draw([False, True]),
+        "rope_fraction": draw([part for part in (1.0, 0.5, 0.25) if part * width / num_heads % 2 == 0] or [1.0]),
     }
     return drawn | given

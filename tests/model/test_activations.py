@@ -47,6 +47,7 @@ def configs(draw: st.DrawFn, width: int) -> GPT2Config:
         num_kv_heads=share,
         window=draw(st.tuples(windows, windows)),
         qk_norm=draw(st.booleans()),
+        rope_fraction=draw(st.sampled_from([1.0, 0.5])),
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),

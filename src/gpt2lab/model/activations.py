@@ -21,7 +21,7 @@ def kept_of_input(config: GPT2Config, rows: int) -> dict[str, int]:
     T = config.max_seq_len
     kept = {"tokens and targets": 2 * 8 * rows * T, "positions": 8 * T}
     if config.position == "rope":
-        kept["rotary tables"] = FLOAT * T * config.head_dim
+        kept["rotary tables"] = FLOAT * T * config.rotary_dim
     if config.dropout > 0:
         kept["mask of dropout"] = FLOAT * rows * T * config.embed_dim
     return kept
