@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.config import GPT2Config, random_architecture, variant_switches
+from gpt2lab.config import GPT2Config, parse_position, random_architecture, spell_position, variant_switches
 from gpt2lab.errors import InputError
 from tests.model.reference import configs
 
@@ -41,6 +41,10 @@ SIZES = {"vocab_size": 65, "max_seq_len": 16, "embed_dim": 24, "num_heads": 4, "
         ({"window": "full"}, ["window is 'full'"]),
         ({"window": 4.0}, ["window is 4.0"]),
         ({"position": "rotary"}, ["position is 'rotary'", "learned, rope, none"]),
+        ({"position": ()}, ["position is ()", "for the layers in turn"]),
+        ({"position": ("rope", "learned")}, ["position is ('rope', 'learned')", "several of the last two"]),
+        ({"position": ["rope", 3]}, ["position is ('rope', 3)"]),
+        ({"position": ("none", "rope"), "num_heads": 8}, ["head_dim=3", "odd"]),
         ({"activation": "swish"}, ["activation is 'swish'", "gelu_tanh, gelu, relu"]),
         ({"position": "rope", "num_heads": 8}, ["embed_dim=24", "num_heads=8", "head_dim=3", "odd"]),
         ({"position": "rope", "rope_fraction": 0.5}, ["rope_fraction=0.5", "head_dim=6", "is 3, which is odd"]),
@@ -131,6 +135,15 @@ def test_a_tuple_of_windows_is_repeated_over_the_layers() -> None:
     assert [GPT2Config(**(SIZES | {"window": 9})).layer_window(layer) for layer in range(2)] == [9, 9]
 
 
+@pytest.mark.parametrize("given", ["rope,rope,none", " rope, rope ,none", ["rope", "rope", "none"]])
+def test_positions_of_the_layers_are_written_with_commas(given: Any) -> None:
+    position = parse_position(given)
+    config = GPT2Config(**(SIZES | {"num_layers": 4, "position": position}))
+    assert [config.layer_position(layer) for layer in range(4)] == ["rope", "rope", "none", "rope"]
+    assert spell_position(config.position) == "rope,rope,none"
+    assert [spell_position(parse_position(one)) for one in ("learned", "rope", "none")] == ["learned", "rope", "none"]
+
+
 @pytest.mark.parametrize(
     ("heads", "shared"), [(1, 1), (2, 2), (3, 1), (4, 2), (6, 2), (7, 1), (8, 2), (12, 3), (16, 4), (25, 5), (64, 16)]
 )
@@ -190,7 +203,7 @@ def test_a_random_architecture_is_a_function_of_seed_and_context_alone(seed: int
 
 def test_random_architectures_reach_the_whole_documented_space() -> None:
     drawn = [random_architecture(seed, 64) for seed in range(400)]
-    assert {d["position"] for d in drawn} == {"learned", "rope", "none"}
+    assert {d["position"] for d in drawn} == {"learned", "rope", "none", ("rope", "none")}
     assert {d["num_layers"] for d in drawn} == {2, 3, 4, 5, 6}
     pairs = {(d["num_heads"], d["num_kv_heads"]) for d in drawn}
     assert pairs == {(heads, shared) for heads in (2, 4, 8) for shared in (1, 2, 4, 8) if shared <= heads}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gpt2lab.cli.grid import Options
-from gpt2lab.config import Variant, random_architecture, spell_window
+from gpt2lab.config import Variant, random_architecture, spell_position, spell_window
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.compare import BASELINE, Claim, MeasureName
 from gpt2lab.options import declared, options_of
@@ -64,7 +64,10 @@ def _drawn(count: int, seed: int, context: int) -> dict[str, Options]:
     while len(distinct) < count:
         if (drawn := next(draws)) not in distinct:
             distinct.append(drawn)
-    return {f"random-{n}": drawn | {"window": spell_window(drawn["window"])} for n, drawn in enumerate(distinct, 1)}
+    return {
+        f"random-{n}": drawn | {"window": spell_window(drawn["window"]), "position": spell_position(drawn["position"])}
+        for n, drawn in enumerate(distinct, 1)
+    }
 
 
 def _check_arms(arms: dict[str, Options]) -> None:
