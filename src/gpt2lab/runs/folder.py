@@ -33,8 +33,8 @@ Which = Literal["best", "last"]
 
 MANIFEST = "manifest.json"
 
-# The files of a checkpoint that a model is read from.
-WEIGHTS = ("config.json", "model.safetensors")
+# The files of a checkpoint that a model is read from, and the one that tells how good it is.
+WEIGHTS = ("config.json", "model.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
