@@ -33,7 +33,7 @@ Which = Literal["best", "last"]
 
 MANIFEST = "manifest.json"
 
-# The files of a checkpoint that are read for its model; the state says which checkpoint is the best.
+# The files of a checkpoint that a model is read from, and the one that tells how good it is.
 WEIGHTS = ("config.json", "model.safetensors", "state.json")
 
 
