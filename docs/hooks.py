@@ -123,9 +123,6 @@ class DeclaredOptions(griffe.Extension):
             self.on_package(pkg=module)
         for kind in pkg.classes.values():
             for method in () if kind.is_alias else kind.functions.values():
-                for decorator in method.decorators:
-                    if (
-                        isinstance(decorator.value, griffe.ExprCall)
-                        and str(decorator.value.function) == "method_taking"
-                    ):
-                        method.parameters = pkg[str(decorator.value.arguments[0])].parameters
+                for call in (decorator.value for decorator in method.decorators):
+                    if isinstance(call, griffe.ExprCall) and str(call.function) == "method_taking":
+                        method.parameters = pkg[str(call.arguments[0])].parameters

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.config import GPT2Config, random_architecture, variant_switches
+from gpt2lab.config import GPT2Config, parse_position, random_architecture, spell_position, variant_switches
 from gpt2lab.errors import InputError
 from tests.model.reference import configs
 
@@ -41,8 +41,16 @@ SIZES = {"vocab_size": 65, "max_seq_len": 16, "embed_dim": 24, "num_heads": 4, "
         ({"window": "full"}, ["window is 'full'"]),
         ({"window": 4.0}, ["window is 4.0"]),
         ({"position": "rotary"}, ["position is 'rotary'", "learned, rope, none"]),
+        ({"position": ()}, ["position is ()", "for the layers in turn"]),
+        ({"position": ("rope", "learned")}, ["position is ('rope', 'learned')", "several of the last two"]),
+        ({"position": ["rope", 3]}, ["position is ('rope', 3)"]),
+        ({"position": ("none", "rope"), "num_heads": 8}, ["head_dim=3", "odd"]),
         ({"activation": "swish"}, ["activation is 'swish'", "gelu_tanh, gelu, relu"]),
         ({"position": "rope", "num_heads": 8}, ["embed_dim=24", "num_heads=8", "head_dim=3", "odd"]),
+        ({"position": "rope", "rope_fraction": 0.5}, ["rope_fraction=0.5", "head_dim=6", "is 3, which is odd"]),
+        ({"position": "rope", "rope_fraction": 0.4}, ["rope_fraction=0.4", "head_dim=6", "is 2.4", "no whole number"]),
+        ({"rope_fraction": 0.0}, ["rope_fraction is 0.0", "above 0 and at most 1"]),
+        ({"rope_fraction": 1.5}, ["rope_fraction is 1.5"]),
         ({"rope_theta": 0.0}, ["rope_theta is 0.0"]),
         ({"rope_theta": math.nan}, ["rope_theta is nan"]),
         ({"dropout": 1.0}, ["dropout is 1.0", "below 1"]),
@@ -80,6 +88,7 @@ def test_with_no_switch_given_the_configuration_is_gpt2() -> None:
     assert switches == {
         "position": "learned",
         "rope_theta": 10_000.0,
+        "rope_fraction": 1.0,
         "num_kv_heads": None,
         "window": None,
         "qk_norm": False,
@@ -124,6 +133,15 @@ def test_a_tuple_of_windows_is_repeated_over_the_layers() -> None:
     config = GPT2Config(**(SIZES | {"num_layers": 5, "window": [3, None, 7]}))
     assert [config.layer_window(layer) for layer in range(5)] == [3, None, 7, 3, None]
     assert [GPT2Config(**(SIZES | {"window": 9})).layer_window(layer) for layer in range(2)] == [9, 9]
+
+
+@pytest.mark.parametrize("given", ["rope,rope,none", " rope, rope ,none", ["rope", "rope", "none"]])
+def test_positions_of_the_layers_are_written_with_commas(given: Any) -> None:
+    position = parse_position(given)
+    config = GPT2Config(**(SIZES | {"num_layers": 4, "position": position}))
+    assert [config.layer_position(layer) for layer in range(4)] == ["rope", "rope", "none", "rope"]
+    assert spell_position(config.position) == "rope,rope,none"
+    assert [spell_position(parse_position(one)) for one in ("learned", "rope", "none")] == ["learned", "rope", "none"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +203,7 @@ def test_a_random_architecture_is_a_function_of_seed_and_context_alone(seed: int
 
 def test_random_architectures_reach_the_whole_documented_space() -> None:
     drawn = [random_architecture(seed, 64) for seed in range(400)]
-    assert {d["position"] for d in drawn} == {"learned", "rope", "none"}
+    assert {d["position"] for d in drawn} == {"learned", "rope", "none", ("rope", "none")}
     assert {d["num_layers"] for d in drawn} == {2, 3, 4, 5, 6}
     pairs = {(d["num_heads"], d["num_kv_heads"]) for d in drawn}
     assert pairs == {(heads, shared) for heads in (2, 4, 8) for shared in (1, 2, 4, 8) if shared <= heads}
@@ -193,3 +211,4 @@ def test_random_architectures_reach_the_whole_documented_space() -> None:
     assert widths == {None, 4, 8, 16, 32}
     assert {type(d["window"]) for d in drawn} == {int, tuple, type(None)}
     assert {d["qk_norm"] for d in drawn} == {False, True}
+    assert {d["rope_fraction"] for d in drawn} == {1.0, 0.5, 0.25}

@@ -49,6 +49,28 @@ def test_the_version_to_cite_is_that_of_the_package() -> None:
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path: Path, rhyme: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    script = "\n".join(blocks)
+    for long, short in {
+        "steps=200": "steps=2",
+        "steps=400": "steps=2",
+        "steps=500": "steps=2",
+        "seeds=5": "seeds=2",
+    }.items():
+        assert long in script
+        script = script.replace(long, short)
+    (tmp_path / "novel.txt").write_text(f"It was a night. {rhyme}")
+    (tmp_path / "readme.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "readme.py"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^rope 25 \S+ \S+ \S+ \S+ (better|worse|no difference shown)$", done.stdout, re.MULTILINE)
+
+
 class Html(HTMLParser):
     """What a page links to, what it loads by itself, and the places in it that links may name."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 
-Position = Literal["learned", "rope", "none"]
+Position = Literal["learned", "rope", "none"] | tuple[Literal["rope", "none"], ...]
 Activation = Literal["gelu_tanh", "gelu", "relu"]
 Window = int | tuple[int | None, ...] | None
 
@@ -42,6 +42,19 @@ def spell_window(window: Window) -> str:
     return ",".join("full" if w is None else str(w) for w in windows)
 
 
+def parse_position(value: Any) -> Any:
+    """The position that is meant by ``"rope"``, ``"rope,rope,none"`` or a list such as ``["rope", "none"]``."""
+    if isinstance(value, str):
+        parts = tuple(part.strip() for part in value.split(","))
+        return parts[0] if len(parts) == 1 else parts
+    return tuple(value) if isinstance(value, list) else value
+
+
+def spell_position(position: Position) -> str:
+    """A position as flags and files have it; the inverse of :func:`parse_position`."""
+    return ",".join(position) if isinstance(position, tuple) else position
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large a GPT-2 is."""
@@ -64,10 +77,19 @@ class Switches:
 
     position: Position = option(
         "learned",
-        'how the model knows the order of tokens: "learned" (GPT-2), "rope" (rotary: Su et al. 2021, arXiv:2104.09864) '
-        'or "none".',
+        'how the model knows the order of tokens: "learned" (GPT-2), "rope" (rotary: Su et al. 2021, '
+        'arXiv:2104.09864), "none", or one of the last two for each layer in turn, such as "rope,rope,none".',
+        parse=parse_position,
+        spell=spell_position,
     )
     rope_theta: float = option(10_000.0, "base of the rotary frequencies.", above=0)
+    rope_fraction: float = option(
+        1.0,
+        "share of a head's dimensions that are rotated: the first rope_fraction · head_dim, an even number (GPT-NeoX: "
+        "0.25; Black et al. 2022, arXiv:2204.06745).",
+        above=0,
+        most=1,
+    )
     num_kv_heads: int | None = option(
         None,
         "key/value heads, K, shared by groups of query heads (GQA: Ainslie et al. 2023, arXiv:2305.13245); 1 is "
@@ -117,8 +139,9 @@ class GPT2Config(Switches, Sizes):
 
     def __post_init__(self) -> None:
         check(self)
-        if isinstance(self.window, list):  # JSON and YAML know no tuples
-            object.__setattr__(self, "window", tuple(self.window))
+        for name in ("position", "window"):
+            if isinstance(getattr(self, name), list):  # JSON and YAML know no tuples
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.embed_dim % self.num_heads:
             divisors = [n for n in range(1, min(self.embed_dim, 4096) + 1) if self.embed_dim % n == 0]
             raise InputError(
@@ -139,10 +162,19 @@ class GPT2Config(Switches, Sizes):
             len(windows) > 0 and all(w is None or (type(w) is int and w >= 1) for w in windows),
             f"window is {self.window!r}; a window counts the token itself, so it is 1 or more (or None for all)",
         )
+        in_turn = isinstance(self.position, tuple)
         _require(
-            self.position != "rope" or self.head_dim % 2 == 0,
-            f"RoPE turns pairs of dimensions, but embed_dim={self.embed_dim} with num_heads={self.num_heads} "
-            f"makes head_dim={self.head_dim}, which is odd",
+            all(one in ("rope", "none") for one in self.position) and self.position != ()
+            if in_turn
+            else self.position in ("learned", "rope", "none"),
+            f"position is {self.position!r}; it has to be one of learned, rope, none, or several of the last two, for "
+            "the layers in turn",
+        )
+        _require(
+            not self.rotates or math.isclose(self.rope_fraction * self.head_dim, self.rotary_dim),
+            f"RoPE turns pairs of dimensions, but rope_fraction={self.rope_fraction:g} of head_dim={self.head_dim} "
+            f"(embed_dim={self.embed_dim} with num_heads={self.num_heads}) is "
+            f"{self.rope_fraction * self.head_dim:g}, which is odd or no whole number",
         )
 
     @property
@@ -151,9 +183,23 @@ class GPT2Config(Switches, Sizes):
         return self.embed_dim // self.num_heads
 
     @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head are rotated, an even number."""
+        return 2 * round(self.rope_fraction * self.head_dim / 2)
+
+    @property
     def kv_heads(self) -> int:
         """Key/value heads, K, with None resolved."""
         return self.num_kv_heads or self.num_heads
+
+    def layer_position(self, layer: int) -> str:
+        """How one layer knows the order of tokens."""
+        return self.position[layer % len(self.position)] if isinstance(self.position, tuple) else self.position
+
+    @property
+    def rotates(self) -> bool:
+        """Whether there is a layer with rotary positions."""
+        return any(self.layer_position(layer) == "rope" for layer in range(self.num_layers))
 
     def layer_window(self, layer: int) -> int | None:
         """Window of one layer (None: it sees every earlier token)."""
@@ -208,9 +254,9 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
     """Draw a valid architecture and its switches around those that are given; a pure function of the arguments.
 
     The space: head_dim 16, 32 or 64; 2, 4 or 8 heads; 2 to 6 layers, with embed_dim at most 256; feed-forward 2, 3 or
-    4 times as wide; positions learned, RoPE or none; any number of key/value heads that divides the heads; no
-    window, one of a sixteenth to a half of the context, or that window in all layers but every second one; queries and
-    keys normalised or not.
+    4 times as wide; positions learned, RoPE (in all layers or every second one) or none; all, a half or a quarter of a
+    head's dimensions rotated; any number of key/value heads that divides the heads; no window, one of a sixteenth to a
+    half of the context, or that window in all layers but every second one; queries and keys normalised or not.
     Each choice is uniform over what remains valid.
     """
     if seed < 0:
@@ -236,5 +282,8 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
         "num_kv_heads": draw([k for k in range(1, num_heads + 1) if num_heads % k == 0]),
         "window": draw([window, (window, None)]) if window else None,
         "qk_norm": draw([False, True]),
+        "rope_fraction": draw([part for part in (1.0, 0.5, 0.25) if part * width / num_heads % 2 == 0] or [1.0]),
     }
+    if drawn["position"] == "rope":
+        drawn["position"] = draw(["rope", ("rope", "none")])
     return drawn | given

@@ -115,11 +115,15 @@ def meant(name: str, known: Iterable[str], flags: bool = False) -> str:
 
 def spelled(settings: Any) -> dict[str, Any]:
     """The options of a settings object as flags and files have them; the inverse of :func:`given_options`."""
-    values = {name: getattr(settings, name) for name in options_of(type(settings))}
-    for name, (_, of) in options_of(type(settings)).items():
-        if (spell := declared(of).spell) is not None:
-            values[name] = spell(values[name])
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    kind = type(settings)
+    return spelled_options(kind, {name: getattr(settings, name) for name in options_of(kind)})
+
+
+def spelled_options(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Some options of a settings class as flags and files have them."""
+    spell = {name: declared(of).spell or (lambda value: value) for name, (_, of) in options_of(kind).items()}
+    found = {name: spell[name](value) for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def converted(name: str, kind: Any, about: Option, value: Any) -> Any:

@@ -17,7 +17,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation import Sampling, generate, sample, stream
 from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention
 from tests.generation.test_sampling import chi_square_p_value
-from tests.model.reference import ALiBi, configs, random_ids, randomised, windows
+from tests.model.reference import ALiBi, configs, positions, random_ids, randomised, windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:the context of")
 thorough = settings(max_examples=40, deadline=None)
@@ -46,7 +46,7 @@ def written_without_a_cache(model: GPT2, prompt: Tensor, n: int, how: Sampling |
 
 @st.composite
 def texts_and_models(draw: st.DrawFn) -> tuple[GPT2, Tensor]:
-    endless = st.builds(dict, position=st.sampled_from(["rope", "none"]), window=windows(9, endless=True))
+    endless = st.builds(dict, position=positions(endless=True), window=windows(9, endless=True))
     config: GPT2Config = draw(configs() | endless.flatmap(lambda fixed: configs(max_seq_len=7, **fixed)))
     model = randomised(GPT2.from_config(config), seed=draw(st.integers(0, 9)))
     return model, random_ids(model, draw(st.integers(1, 24)), seed=draw(st.integers(0, 9)))

@@ -47,11 +47,12 @@ def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor
     def rms_norm(x: Tensor, name: str) -> Tensor:
         return x / ((x**2).mean(-1, keepdim=True) + c.layer_norm_epsilon).sqrt() * w[f"{name}.weight"]
 
-    def turn(x: Tensor) -> Tensor:  # (1, heads, T, D), by complex numbers: dimension d is real, d + D/2 imaginary
-        frequency = c.rope_theta ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    def turn(x: Tensor) -> Tensor:  # (1, heads, T, D), by complex numbers: dimension d is real, d + R/2 imaginary
+        R = int(c.rope_fraction * D)
+        frequency = c.rope_theta ** (-torch.arange(0, R, 2, dtype=torch.float64) / R)
         angle = torch.arange(T, dtype=torch.float64)[:, None] * frequency
-        turned = torch.complex(*x.double().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
-        return torch.cat((turned.real, turned.imag), -1).to(x.dtype)
+        turned = torch.complex(*x[..., :R].double().chunk(2, -1)) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat((turned.real, turned.imag, x[..., R:]), -1).to(x.dtype)
 
     x = w["embeddings.token.weight"][ids]
     if c.position == "learned":
@@ -65,7 +66,7 @@ def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor
                 rms_norm(q, f"{block}.attention.mechanism.query_norm"),
                 rms_norm(k, f"{block}.attention.mechanism.key_norm"),
             )
-        if c.position == "rope":
+        if (c.position[layer % len(c.position)] if isinstance(c.position, tuple) else c.position) == "rope":
             q, k = turn(q), turn(k)
         window = c.window[layer % len(c.window)] if isinstance(c.window, tuple) else c.window
         y = dense_attention(q, k, v, window=window, bias=bias)[0].transpose(0, 1).reshape(T, H * D)
@@ -101,19 +102,28 @@ def windows(draw: st.DrawFn, longest: int, endless: bool | None = None) -> Any:
     return draw(optional | st.lists(optional, min_size=1, max_size=3).map(tuple))
 
 
+def positions(endless: bool = False) -> st.SearchStrategy[Any]:
+    """Positions as they are given: one for all layers, or a tuple over the layers; endless: no learned ones."""
+    one = st.sampled_from(["rope", "none"])
+    several = st.lists(one, min_size=1, max_size=3).map(tuple)
+    return one | several if endless else st.just("learned") | one | several
+
+
 @st.composite
 def configs(draw: st.DrawFn, **fixed: Any) -> GPT2Config:
     """Small models with any switches."""
     num_heads = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    head_dim = draw(st.sampled_from([2, 4, 8]))
     max_seq_len = fixed.get("max_seq_len") or draw(st.integers(1, 20))
     drawn = {
         "vocab_size": 11,
         "max_seq_len": max_seq_len,
-        "embed_dim": num_heads * draw(st.sampled_from([2, 4])),
+        "embed_dim": num_heads * head_dim,
         "num_heads": num_heads,
         "ff_hidden_dim": draw(st.integers(1, 24)),
         "num_layers": draw(st.integers(1, 3)),
-        "position": draw(st.sampled_from(["learned", "rope", "none"])),
+        "position": draw(positions()),
+        "rope_fraction": draw(st.sampled_from([part / head_dim for part in range(2, head_dim + 1, 2)])),
         "rope_theta": draw(st.sampled_from([100.0, 10_000.0])),
         "num_kv_heads": draw(st.sampled_from([None, *(k for k in range(1, 7) if num_heads % k == 0)])),
         "window": draw(windows(max_seq_len + 4)),

@@ -14,7 +14,7 @@ from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, KeyValueCache, SlidingWindowAttention
 from gpt2lab.model.cache import Cached, LayerCache
-from tests.model.reference import ALiBi, alibi_bias, configs, dense_logits, random_ids, randomised, windows
+from tests.model.reference import ALiBi, alibi_bias, configs, dense_logits, positions, random_ids, randomised, windows
 
 thorough = settings(max_examples=40, deadline=None)
 
@@ -37,8 +37,7 @@ def cuts(draw: st.DrawFn, length: int) -> list[int]:
 
 @st.composite
 def endless_configs(draw: st.DrawFn) -> GPT2Config:
-    position = draw(st.sampled_from(["rope", "none"]))
-    return draw(configs(position=position, max_seq_len=11, window=draw(windows(10, endless=True))))
+    return draw(configs(position=draw(positions(endless=True)), max_seq_len=11, window=draw(windows(10, endless=True))))
 
 
 @thorough
@@ -109,7 +108,7 @@ def test_a_users_mechanism_is_cached_like_the_built_in_ones(
     torch.testing.assert_close(logits[0], dense_logits(model, ids[0], alibi_bias(4, length)), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("position", ["learned", "rope", "none"])
+@pytest.mark.parametrize("position", ["learned", "rope", "none", ("rope", "none")])
 @pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
 @pytest.mark.parametrize("window", [None, 1, 5, 40, (5, None), (None, 3), (2, 7)])
 @torch.no_grad()

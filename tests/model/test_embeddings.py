@@ -111,6 +111,21 @@ def test_a_rope_model_does_not_care_where_a_text_begins(kv_heads: int, shift: in
     assert (model(ids, positions=at * 2) - model(ids)).abs().max() > 1e-3
 
 
+def test_positions_of_the_layers_in_turn_are_repeated_over_them() -> None:
+    sizes = (11, 8, 16, 4, 20, 3)
+
+    def logits(position: object) -> torch.Tensor:
+        model = randomised(GPT2(*sizes, position=position))
+        return model(random_ids(model, 1, 8))
+
+    found = {p: logits(p) for p in ("rope", "none", ("rope",), ("none",), ("rope", "none"), ("rope", "none", "rope"))}
+    assert torch.equal(found["rope"], found["rope",])
+    assert torch.equal(found["none"], found["none",])
+    assert torch.equal(found["rope", "none"], found["rope", "none", "rope"])
+    assert (found["rope", "none"] - found["rope"]).abs().max() > 1e-3
+    assert (found["rope", "none"] - found["none"]).abs().max() > 1e-3
+
+
 def test_a_model_without_positions_sees_a_set_of_earlier_tokens() -> None:
     model = randomised(GPT2(11, 8, 16, 4, 20, 1, position="none"))
     ids = random_ids(model, 1, 8)

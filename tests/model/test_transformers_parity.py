@@ -11,6 +11,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTBigCodeConfig,
     GPTBigCodeForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     MptConfig,
     MptForCausalLM,
     PreTrainedModel,
@@ -53,6 +55,17 @@ STARCODER2_NAMES: Names = {
     "final_norm": ["model.norm"],
     "lm_head": ["lm_head"],
 }
+NEOX_NAMES: Names = {
+    "embeddings.token": ["gpt_neox.embed_in"],
+    "blocks.{}.attention_norm": ["gpt_neox.layers.{}.input_layernorm"],
+    "blocks.{}.attention.query_key_value": ["gpt_neox.layers.{}.attention.query_key_value"],
+    "blocks.{}.attention.output": ["gpt_neox.layers.{}.attention.dense"],
+    "blocks.{}.feed_forward_norm": ["gpt_neox.layers.{}.post_attention_layernorm"],
+    "blocks.{}.feed_forward.expand": ["gpt_neox.layers.{}.mlp.dense_h_to_4h"],
+    "blocks.{}.feed_forward.contract": ["gpt_neox.layers.{}.mlp.dense_4h_to_h"],
+    "final_norm": ["gpt_neox.final_layer_norm"],
+    "lm_head": ["lm_head"],
+}
 MPT_NAMES: Names = {
     "embeddings.token": ["transformer.wte"],
     "blocks.{}.attention_norm": ["transformer.blocks.{}.norm_1"],
@@ -73,6 +86,8 @@ def counterpart(theirs: PreTrainedModel, names: Names, ours: str, of: Callable[[
     sources = [name.replace("{}", layer) for name in names[key]]
     transposed = kind == "weight" and type(theirs.get_submodule(sources[0])).__name__ == "Conv1D"
     tensor = torch.cat([of(theirs.get_parameter(f"{source}.{kind}")) for source in sources])
+    if isinstance(theirs, GPTNeoXForCausalLM) and key.endswith("query_key_value"):  # there head by head
+        tensor = tensor.unflatten(0, (H, 3, C // H)).transpose(0, 1).flatten(0, 2)
     return tensor.T if transposed else tensor
 
 
@@ -208,6 +223,18 @@ def test_a_window_in_a_text_long_enough_for_the_band_kernel_is_starcoder2() -> N
     ids = random_ids(ours, 2, 300)
     ours.eval()
     torch.testing.assert_close(ours(ids), theirs.eval()(ids).logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("fraction", [1 / 3, 2 / 3, 1.0])
+def test_rotating_a_part_of_each_head_is_gpt_neox(fraction: float) -> None:
+    ours = GPT2(V, CONTEXT, C, H, F, LAYERS, position="rope", rope_fraction=fraction, tie_embeddings=False)
+    config = GPTNeoXConfig(
+        vocab_size=V, hidden_size=C, intermediate_size=F, num_hidden_layers=LAYERS, num_attention_heads=H,
+        hidden_act="gelu_pytorch_tanh", use_parallel_residual=False, max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": fraction},
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    assert_equal_to(ours, GPTNeoXForCausalLM(config), NEOX_NAMES, torch.float32, 1e-5)
 
 
 def test_a_users_alibi_is_mpt() -> None:

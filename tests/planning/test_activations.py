@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gpt2lab.config import GPT2Config
 from gpt2lab.model import GPT2
 from gpt2lab.planning.activations import kept_of_block, kept_of_input, kept_of_output
+from tests.model.reference import positions
 
 
 def kept_by_autograd(config: GPT2Config, rows: int, width: int) -> int:
@@ -43,10 +44,11 @@ def configs(draw: st.DrawFn, width: int) -> GPT2Config:
         num_heads=heads,
         ff_hidden_dim=draw(st.integers(1, 130)),
         num_layers=draw(st.integers(1, 3)),
-        position=draw(st.sampled_from(["learned", "rope", "none"])),
+        position=draw(positions()),
         num_kv_heads=share,
         window=draw(st.tuples(windows, windows)),
         qk_norm=draw(st.booleans()),
+        rope_fraction=draw(st.sampled_from([1.0, 0.5])),
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
         dropout=draw(st.sampled_from([0.0, 0.1])),

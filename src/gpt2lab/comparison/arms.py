@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gpt2lab.comparison.settings import BASELINE, Claim, GridSettings, MeasureName, Options
-from gpt2lab.config import Variant, random_architecture, spell_window
+from gpt2lab.config import Variant, random_architecture
 from gpt2lab.errors import InputError
-from gpt2lab.options import declared, given_options, meant, options_of
-from gpt2lab.runs.settings import SETTINGS, read_settings
+from gpt2lab.options import declared, given_options, meant, options_of, spelled_options
+from gpt2lab.runs.settings import SETTINGS, ModelSettings, read_settings
 
 # Who may decide on an option: an arm, or not an arm alone.
 _DECIDE = {name: declared(of).in_comparison for name, (_, of) in options_of(*SETTINGS).items()}
@@ -77,8 +77,7 @@ def random_arms(count: int, seed: int, contexts: Sequence[int]) -> dict[str, Opt
     draws = (random_architecture(seed + number, contexts[0]) for number in itertools.count(1))
     distinct: list[dict[str, object]] = []
     while len(distinct) < count:
-        drawn = next(draws)
-        drawn["window"] = spell_window(drawn["window"])
+        drawn = spelled_options(ModelSettings, next(draws))
         if drawn not in distinct:
             distinct.append(drawn)
     return {f"random-{number}": drawn for number, drawn in enumerate(distinct, 1)}

@@ -112,8 +112,9 @@ def _identity(config: GPT2Config, settings: RunSettings) -> str:
     windows = [config.layer_window(layer) for layer in range(config.num_layers)]
     values["window"] = [None if w is None or w >= config.max_seq_len else w for w in windows]
     values["num_kv_heads"] = config.kv_heads
-    if config.position != "rope":
-        del values["rope_theta"]
+    values["position"] = [config.layer_position(layer) for layer in range(config.num_layers)]
+    if not config.rotates:
+        del values["rope_theta"], values["rope_fraction"]
     return repr(sorted(values.items()))
 
 

@@ -31,7 +31,7 @@ from gpt2lab.comparison.grid import Cell, best_rate, estimate_hours, plan, settl
 from gpt2lab.comparison.outcome import Comparison
 from gpt2lab.comparison.settings import Asked, Claim, GridSettings, Options, RunningSettings
 from gpt2lab.comparison.speed import time_arms
-from gpt2lab.config import Variant, variant_switches
+from gpt2lab.config import Sizes, Variant, variant_switches
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
@@ -383,7 +383,9 @@ def _before(out: Path, asked: Asked) -> Asked | None:
 
 
 def _written(shared: Options) -> dict[str, object]:
-    """The options of all arms as ``comparison.yaml`` has them: all but what an arm or the grid decides."""
-    of_variants = {switch for name in get_args(Variant) for switch in variant_switches(name, 64, 4)} - shared.keys()
-    left_out = {*ARM_CHOICES, "max_steps", *of_variants}
+    """The options of all arms as ``comparison.yaml`` has them: all but what an arm or the grid decides, and sizes and
+    switches of variants only if they were given."""
+    of_variants = {switch for name in get_args(Variant) for switch in variant_switches(name, 64, 4)}
+    sizes = {size.name for size in dataclasses.fields(Sizes)} & options_of(ModelSettings).keys()
+    left_out = {*ARM_CHOICES, "max_steps", *((of_variants | sizes) - shared.keys())}
     return {name: value for name, value in RunSettings.of(shared).values().items() if name not in left_out}

@@ -42,7 +42,9 @@ class Verdict:
 
 
 def _signed(verdict: Verdict, value: float) -> str:
-    return f"{value:+.2%}" if verdict.relative else f"{value:+.4f}"
+    if not verdict.relative:
+        return f"{value:+.4f}"
+    return f"{100 * value:+.2f} %" if value < 10 else "> +1000 %"  # an interval of two rounds knows no bounds
 
 
 def _difference(verdict: Verdict) -> str:

@@ -252,6 +252,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: GPT2Config, layer: int, mechanism: Mechanism | None = None) -> None:
         super().__init__()
         self.mechanism = mechanism_of_layer(config, layer, mechanism)
+        self.rotates = config.layer_position(layer) == "rope"
         self.num_heads, self.num_kv_heads, self.head_dim = (
             config.num_heads,
             self.mechanism.num_kv_heads,
@@ -282,7 +283,7 @@ class MultiHeadAttention(nn.Module):
             q, k = qk.split((H, K), dim=1)
             q, k, v = self.mechanism.before_rotation(x, q, k, v)
             qk = torch.cat((q, k), dim=1)
-        if reading.rotary is not None:
+        if self.rotates and reading.rotary is not None:
             qk = rotate(qk, *reading.rotary)
         q, k = qk.split((H, K), dim=1)  # (B, H, T, D), (B, K, T, D)
         q, k, v = self.mechanism.after_rotation(x, q, k, v)

@@ -23,8 +23,8 @@ def kept_of_input(config: GPT2Config, rows: int) -> dict[str, int]:
     """What stays of the model's input from the beginning of a step to its end."""
     T = config.max_seq_len
     kept = {"tokens and targets": 2 * 8 * rows * T, "positions": 8 * T}
-    if config.position == "rope":
-        kept["rotary tables"] = FLOAT * T * config.head_dim
+    if config.rotates:
+        kept["rotary tables"] = FLOAT * T * config.rotary_dim
     if config.dropout > 0:
         kept["mask of dropout"] = FLOAT * rows * T * config.embed_dim
     return kept
@@ -138,7 +138,9 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
         "attended": width * N * C,
         "logarithms of sums": FLOAT * N * H,
     }
-    if config.position == "rope" or config.qk_norm:  # these lie head by head, so that their result has to be copied
+    if (
+        config.layer_position(layer) == "rope" or config.qk_norm
+    ):  # these lie head by head, so that their result has to be copied
         kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
         kept["attended, heads side by side"] = width * N * C
     if kernel == "mask":

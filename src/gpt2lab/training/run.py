@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gpt2lab.config import GPT2Config
+from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.text import Split, Text
 from gpt2lab.errors import InputError, TrainingError, tell
@@ -245,8 +245,7 @@ def _set_up(
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
         if model.random_config:
-            drawn = {name: getattr(config, name) for name in ("embed_dim", "num_heads", "num_layers", "ff_hidden_dim")}
-            drawn |= {name: getattr(config, name) for name in ("position", "num_kv_heads", "window")}
+            drawn = {name: getattr(config, name) for name in random_architecture(0, config.max_seq_len)}
             repeats = f"--random-seed {model.random_seed} repeats it"
             console.print(f"random configuration ({repeats}): {drawn}", highlight=False)
     described = ModelSettings.describing(config, model.attention, model.variant)
@@ -282,7 +281,7 @@ def _refuse_another_model(option: str, options: Mapping[str, Any], settled: Mode
         sizes = {name: getattr(settled, name) for name in ("context_size", "embed_dim", "num_heads")}
         asked = ModelSettings.of({"variant": given["variant"]} | sizes)
         usual = replace(asked, num_kv_heads=asked.num_kv_heads or asked.num_heads)
-        if any(getattr(usual, name) != getattr(settled, name) for name in ("position", "num_kv_heads", "window")):
+        if any(getattr(usual, name) != getattr(settled, name) for name in variant_switches("modern", 64, 4)):
             changed.append("variant")
     if changed:
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
