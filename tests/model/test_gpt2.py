@@ -204,7 +204,7 @@ def test_parameters_and_flops_are_those_that_enumeration_finds(config: GPT2Confi
     qkv = (c.num_heads + 2 * c.kv_heads) * D
     per_layer = C * qkv + C * C + 2 * C * F
     vectors = qkv + C + F + C + 2 * C if c.bias else 0
-    vectors += 2 * D if c.qk_norm else 0
+    vectors += (2 * D if c.qk_norm else 0) + (c.num_heads if c.sinks else 0)
     total = c.num_layers * (per_layer + vectors + 2 * C) + (2 * C if c.bias else C) + V * C
     total += (0 if c.tie_embeddings else V * C) + (c.max_seq_len * C if c.position == "learned" else 0)
     assert model.num_parameters() == total

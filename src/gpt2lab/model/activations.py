@@ -108,37 +108,45 @@ def made_for_gradient_of_loss(config: GPT2Config, rows: int) -> dict[str, int]:
 def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) -> dict[str, int]:
     """What the kernel of :func:`gpt2lab.model.attend` keeps that is chosen here; none of them keeps scores."""
     T, C, H, K, D = config.max_seq_len, config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
-    N, window = rows * T, config.layer_window(layer)
+    N, W = rows * T, min(config.layer_window(layer) or T, T)
+    sink = int(config.sinks)  # which is a key, and a dimension, more
+    wide = D + sink
     kept: dict[str, int] = {}
     if config.qk_norm:  # (A GPU's fused norm keeps no more than its input and the roots.)
         kept["queries and keys, without their scale"] = FLOAT * N * (H + K) * D
         kept["roots of their mean squares"] = FLOAT * N * (H + K)
         if width < FLOAT:
-            kept["queries and keys, wide"] = FLOAT * N * (H + K) * D
-    if window is not None and window < T and band_pays(T, window):
-        S, blocks, P = band_blocks(T, window)
+            kept["queries and keys, in float32"] = FLOAT * N * (H + K) * D
+    if W < T and band_pays(T, W):
+        S, blocks, P = band_blocks(T, W)
         first = P * S  # tokens that are a text of their own, with a mask if it is longer than the window
+        keys = blocks * S  # of which stretches are views, but copies with a sink before them
+        if sink:
+            keys = first + 1 + (blocks - P) * ((P + 1) * S + 1)
         if config.qk_norm and width == FLOAT:
             kept["as they were projected"] = width * N * (H + 2 * K) * D
         return kept | {
-            "queries, the first and those in blocks": width * rows * blocks * S * C,
-            "keys and values": 2 * width * rows * K * blocks * S * D,
-            "mask of a block": width * (H // K) * S * (P + 1) * S,
-            "mask of the first": width * first * first if window < first else 0,
-            "attended, the first and in blocks": width * rows * blocks * S * C,
+            "queries, the first and those in blocks": width * rows * H * blocks * S * wide,
+            "keys and values": 2 * width * rows * K * keys * wide,
+            "mask of a block": width * (H // K) * S * ((P + 1) * S + sink),
+            "mask of the first": width * first * (first + sink) if W < first else 0,
+            "attended, the first and in blocks": width * rows * H * blocks * S * wide,
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,
         }
+    queries = T if W < T else T + sink
     kept |= {
-        "queries, keys and values": width * N * (H + 2 * K) * D,
-        "attended": width * N * C,
-        "logarithms of sums": FLOAT * N * H,
+        "queries, keys and values": width * rows * (H * queries + 2 * K * (T + sink)) * wide,
+        "attended": width * rows * H * queries * wide,
+        "logarithms of sums": FLOAT * rows * H * queries,
     }
-    if (
-        config.layer_position(layer) == "rope" or config.qk_norm
-    ):  # these lie head by head, so that their result has to be copied
-        kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
+    changed = config.layer_position(layer) == "rope" or config.qk_norm
+    if changed or sink:  # what lies head by head, so that its result has to be copied
         kept["attended, heads side by side"] = width * N * C
-    if window is not None and window < T:
-        kept["mask"] = width * T * T
+    if changed and not sink:
+        kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
+    if config.qk_norm and sink and width == FLOAT:
+        kept["as they were projected"] = width * N * (H + 2 * K) * D
+    if W < T:
+        kept["mask"] = width * T * (T + sink)
     return kept

@@ -77,5 +77,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         (B, heads, T, D) in the dtype of ``x``.
     """
     half, rest = cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]
-    first, second, *still = torch.split(x, (half, half, rest) if rest else half, dim=-1)  # (B, heads, T, R/2) each
+    first, second, *still = torch.split(x, [half, half, rest] if rest else half, dim=-1)  # (B, heads, T, R/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin, *still), dim=-1).to(x.dtype)
