@@ -245,8 +245,7 @@ def _set_up(
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
         if model.random_config:
-            drawn = {name: getattr(config, name) for name in ("embed_dim", "num_heads", "num_layers", "ff_hidden_dim")}
-            drawn |= {name: getattr(config, name) for name in ("position", "num_kv_heads", "window")}
+            drawn = {name: getattr(config, name) for name in random_architecture(0, config.max_seq_len)}
             repeats = f"--random-seed {model.random_seed} repeats it"
             console.print(f"random configuration ({repeats}): {drawn}", highlight=False)
     described = ModelSettings.describing(config, model.attention, model.variant)
