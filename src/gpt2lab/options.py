@@ -115,11 +115,15 @@ def meant(name: str, known: Iterable[str], flags: bool = False) -> str:
 
 def spelled(settings: Any) -> dict[str, Any]:
     """The options of a settings object as flags and files have them; the inverse of :func:`given_options`."""
-    values = {name: getattr(settings, name) for name in options_of(type(settings))}
-    for name, (_, of) in options_of(type(settings)).items():
-        if (spell := declared(of).spell) is not None:
-            values[name] = spell(values[name])
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    kind = type(settings)
+    return spelled_options(kind, {name: getattr(settings, name) for name in options_of(kind)})
+
+
+def spelled_options(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Some options of a settings class as flags and files have them."""
+    spell = {name: declared(of).spell or (lambda value: value) for name, (_, of) in options_of(kind).items()}
+    found = {name: spell[name](value) for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def converted(name: str, kind: Any, about: Option, value: Any) -> Any:
@@ -253,11 +257,14 @@ def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callabl
     return decorate
 
 
-def method_taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """The same for a method, whose first arguments may be given without their names, as the class has them."""
+def method_taking(
+    options: Callable[P, object], first: str = "self"
+) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
+    """The same for a method, whose first arguments may be given without their names, as the class has them; or for a
+    function with one argument, called ``first``, before the options."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         _sign(method, [own, *inspect.signature(options).parameters.values()])
         return method
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from gpt2lab.cli import main
-from gpt2lab.cli.grid import plan
+from gpt2lab.comparison.grid import plan
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import read_state
 from gpt2lab.training import find_checkpoint, load

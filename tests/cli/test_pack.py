@@ -23,6 +23,7 @@ from tests.cli.test_train import same, settings_of
 from tests.conftest import LONG
 from tests.data.test_pack import files_in
 from tests.data.test_shards import by_hand, made_of
+from tests.warm import warm_python
 
 
 @pytest.fixture
@@ -100,12 +101,13 @@ if __name__ == "__main__":  # and not in the processes that encode
 """
 
 
-def stopped_packing(folder: Path, moment: int, number: signal.Signals, *arguments: object) -> Finished:
-    """Let a packing be stopped just before it gives that many-th file its name, by this signal."""
+def stopped_packing(folder: Path, python: str, moment: int, number: signal.Signals, *arguments: object) -> Finished:
+    """Let a packing be stopped just before it gives that many-th file its name: by kill -9, or as a terminal does with
+    Ctrl-C, for all its processes."""
     program = folder / "stopped.py"
     program.write_text(STOPPED, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, program, str(moment), number.name, "data", "pack", *map(str, arguments)],
+        [python, program, str(moment), number.name, "data", "pack", *map(str, arguments)],
         capture_output=True,  # ends only when nobody holds its output any more: no worker is left
         text=True,
         env=environment(),
@@ -124,7 +126,7 @@ def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
     killed = tmp_path / "killed"
     seen = 0
     for _ in range(2):
-        done = stopped_packing(tmp_path, moments.randint(8, 40), signal.SIGKILL, *options, killed)
+        done = stopped_packing(tmp_path, warm_python(), moments.randint(8, 40), signal.SIGKILL, *options, killed)
         assert done.code == -signal.SIGKILL, done.err
         assert len(list(killed.glob("*.bin"))) > seen
         seen = len(list(killed.glob("*.bin")))
@@ -136,7 +138,9 @@ def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
 
 def test_ctrl_c_says_that_the_same_command_goes_on(documents: list[Path], tmp_path: Path) -> None:
     options = [*documents, "--shard-tokens", 2_000, "--out", tmp_path / "out"]
-    done = stopped_packing(tmp_path, 8, signal.SIGINT, *options)  # as a terminal does: all its processes get it
+    done = stopped_packing(
+        tmp_path, sys.executable, 8, signal.SIGINT, *options
+    )  # as a terminal does: all its processes get it
     assert (done.code, done.err) == (130, "")
     assert done.out == "stopped; complete shards are kept, and the same command goes on\n"
     assert list((tmp_path / "out").glob("*.bin"))

@@ -35,7 +35,11 @@ def test_the_settings_that_describe_a_model_ask_for_exactly_that_model_and_survi
     assert [again.layer_window(n) for n in range(again.num_layers)] == [
         config.layer_window(n) for n in range(config.num_layers)
     ]
-    same = {"num_kv_heads": config.kv_heads, "window": None}  # (4,) is 4, and None as many as query heads
+    assert [again.layer_position(n) for n in range(again.num_layers)] == [
+        config.layer_position(n) for n in range(config.num_layers)
+    ]
+    # (4,) is 4, and None as many as query heads
+    same = {"num_kv_heads": config.kv_heads, "window": None, "position": "none"}
     assert dataclasses.replace(again, **same) == dataclasses.replace(config, **same)
 
 

@@ -33,6 +33,7 @@ from gpt2lab.training.metrics import MetricsFile, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
+from tests.warm import warm_python
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(not compiler_available(torch.device("cpu")), reason="no compiler is here")
@@ -92,7 +93,7 @@ def test_a_crash_at_any_moment_of_saving_leaves_complete_checkpoints_only(tmp_pa
     CharTokenizer("abcd").save(tmp_path / "tokenizer.json")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("crashing.py"), tmp_path],
+        [warm_python(), Path(__file__).with_name("crashing.py"), tmp_path],
         capture_output=True,
         text=True,
         env=environment,
@@ -156,12 +157,14 @@ def test_every_single_flipped_bit_of_a_checkpoint_is_found(tmp_path: Path) -> No
         content = path.read_bytes()
         bits = range(8 * len(content))
         for bit in bits if path.name == "manifest.json" else draw.sample(bits, 200):
-            flipped = bytearray(content)
-            flipped[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(flipped)
-            with pytest.raises(InputError, match=re.escape(str(folder))):
-                verify_checkpoint(folder)
-        path.write_bytes(content)
+            with path.open("r+b") as file:  # in place, or file systems wait for the disk each time
+                file.seek(bit // 8)
+                file.write(bytes([content[bit // 8] ^ 1 << bit % 8]))
+                file.flush()
+                with pytest.raises(InputError, match=re.escape(str(folder))):
+                    verify_checkpoint(folder)
+                file.seek(bit // 8)
+                file.write(content[bit // 8 : bit // 8 + 1])
     verify_checkpoint(folder)
 
 

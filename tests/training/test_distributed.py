@@ -84,6 +84,16 @@ def test_any_number_of_processes_has_the_losses_of_one(together: Together, proce
     assert here["losses"][-1] < here["losses"][0] - 0.5
 
 
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_rows_without_targets_count_nothing_whoever_has_them(together: Together, processes: int, parallel: str) -> None:
+    alone, here = found(together, 1, "lacking")["ddp"], found(together, processes, "lacking")[parallel]
+    assert [loss is None for loss in here] == [False] * 4 + [True] + [False] * 2
+    assert [loss for loss in here if loss is not None] == pytest.approx(
+        [loss for loss in alone if loss is not None], rel=1e-5
+    )
+
+
 def test_accumulating_changes_no_loss(together: Together) -> None:
     for optimizer in ("adamw", "muon"):
         once, twice = (found(together, 1, f"ddp-{optimizer}-{n}") for n in (1, 2))

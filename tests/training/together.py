@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from gpt2lab.data import CharTokenizer, TokenDataset
+from gpt2lab.data import CharTokenizer, StatelessSampler, TokenDataset
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer, TrainerConfig
@@ -23,6 +23,26 @@ from gpt2lab.training.processes import averaged, joined_processes, num_processes
 from gpt2lab.training.sharding import gathered
 
 STEPS = 30
+
+
+class Unmarked(TokenDataset):
+    """Windows without targets: every second row of some batches, so that whole processes have none, and one batch."""
+
+    def __getitems__(self, indices):  # type: ignore[no-untyped-def]
+        order = StatelessSampler(len(self), 8)
+        without = {int(index) for step in (1, 3) for index in order.batch(step)[1::2]} | set(order.batch(4).tolist())
+        x, y = super().__getitems__(indices)
+        return x, y.masked_fill(torch.tensor([[index in without] for index in indices]), -100)
+
+
+def losses_where_targets_lack(data: TokenDataset, parallel: str) -> list[float | None]:
+    """Of seven steps; None where there were no targets."""
+    config = TrainerConfig(max_steps=7, batch_size=8, parallel=parallel, compile="no", device="cpu")  # type: ignore[arg-type]
+    model = GPT2(data.vocab_size, 16, 28, 2, 30, 2, seed=0)
+    trainer = Trainer(model, Unmarked(data.tokens, 16, data.vocab_size), None, config)
+    batches = trainer.batches()
+    losses = [trainer.update(batches)[0] for _ in range(7)]
+    return [None if loss is None else averaged([loss])[0] for loss in losses]
 
 
 def main(folder: Path) -> None:
@@ -33,6 +53,9 @@ def main(folder: Path) -> None:
     test = TokenDataset(ids[6000:7003], 16, tokenizer.vocab_size)  # 63 windows, which no number of processes divides
     torch.set_num_threads(1)
     kinds = ["ddp"] if num_processes() == 1 else ["ddp", "fsdp"]
+    lacking = {kind: losses_where_targets_lack(train, kind) for kind in kinds}
+    if rank() == 0:
+        (folder / "lacking.json").write_text(json.dumps(lacking), encoding="utf-8")
     ways = [(*way, "float32") for way in itertools.product(kinds, ["adamw", "muon"], [1, 2])]
     for parallel, optimizer, accumulation, precision in [*ways, (kinds[-1], "muon", 1, "bfloat16")]:
         name = f"{parallel}-{optimizer}-{accumulation}" + ("-bfloat16" if precision == "bfloat16" else "")
@@ -76,7 +99,7 @@ def main(folder: Path) -> None:
 
         def look(block, arguments, dtypes=dtypes):  # type: ignore[no-untyped-def]
             weight = block.feed_forward.expand.weight
-            for what, tensor in {"weight": weight, "hidden": arguments[0], "rotary": arguments[1][0]}.items():
+            for what, tensor in {"weight": weight, "hidden": arguments[0], "rotary": arguments[1].rotary[0]}.items():
                 dtypes[what] = str(tensor.dtype)
 
         model.blocks[1].register_forward_pre_hook(look)

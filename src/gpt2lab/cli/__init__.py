@@ -20,6 +20,7 @@ app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Meas
 app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
 app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
 app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
+app.command("gpt2lab.cli.judge:judge", name="judge", help="Judge the results of any program, pair by pair.")
 data = App(name="data", help="Make token shards of large texts.")
 data.command(
     "gpt2lab.cli.pack:pack_command", name="pack", help="Encode documents into token shards, or go on with that."

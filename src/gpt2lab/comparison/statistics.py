@@ -4,11 +4,15 @@ A pair is two numbers that share everything but the arm: the seed and the data, 
 are pure. Less is better; whoever has it the other way round turns the sign.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 Word = Literal["better", "worse", "no difference shown"]
 
@@ -94,6 +98,12 @@ def welch(now: Sequence[float], before: Sequence[float], confidence: float = 0.9
     return float(interval.low), float(interval.high)
 
 
+@functools.cache
+def _legendre() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Nodes and weights of Gauss's quadrature on -1 .. 1."""
+    return np.polynomial.legendre.leggauss(32)
+
+
 def power(effect_size: float, pairs: int, confidence: float) -> float:
     """How likely a paired t interval lies wholly on the true side of zero.
 
@@ -103,26 +113,33 @@ def power(effect_size: float, pairs: int, confidence: float) -> float:
         confidence: of the interval.
 
     For n normal differences with a standard deviation of 1 the interval is above zero if mean · √n > t · s. The mean is
-    normal; s², independent of it, is chi-squared over its degrees of freedom, and averaged over by 500 quantiles.
+    normal; s², independent of it, is chi-squared over its degrees of freedom, and integrated over by its quantiles.
     (scipy's noncentral t distribution, which is the same, returns NaN for large effects.)
     """
-    import numpy as np
     from scipy import special
 
     degrees = pairs - 1
-    quantiles = (np.arange(500) + 0.5) / 500
-    spread = np.sqrt(2 * special.gammaincinv(degrees / 2, quantiles) / degrees)
+    nodes, weights = _legendre()
+    spread = np.sqrt(2 * special.gammaincinv(degrees / 2, (nodes + 1) / 2) / degrees)
     reached = special.ndtr(abs(effect_size) * math.sqrt(pairs) - t_quantile(confidence, degrees) * spread)
-    return float(reached.mean())
+    return float(weights @ reached) / 2
 
 
 def pairs_for(effect_size: float, confidence: float, wanted: float = POWER) -> int | None:
     """The fewest pairs that show such an effect with the power that is wanted; None if no one will train so many."""
-    low, high = 1, 2  # too few, enough: power grows with the number of pairs
-    while power(effect_size, high, confidence) < wanted:
-        low, high = high, 2 * high
-        if high > MOST_PAIRS:
-            return None
+    from scipy import special
+
+    if effect_size == 0:
+        return None
+    # If the standard deviation were known, these would do; as it is not, a few more are needed.
+    least = ((float(special.ndtri((1 + confidence) / 2)) + float(special.ndtri(wanted))) / effect_size) ** 2
+    if least > MOST_PAIRS:
+        return None
+    low = max(1, math.ceil(least) - 1)  # too few
+    more = 1
+    while power(effect_size, low + more, confidence) < wanted:
+        more *= 2
+    high = low + more  # enough: power grows with the number of pairs
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect_size, middle, confidence) >= wanted else (middle, high)

@@ -1,4 +1,4 @@
-"""Texts to learn from: the built-in ones and the user's own, read in pieces so that none has to fit in memory."""
+"""Texts to learn from, built-in or the user's own, read in pieces so that no text has to fit into memory."""
 
 import codecs
 import hashlib
@@ -36,9 +36,9 @@ LAST_SAFE_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 class Corpus:
     """UTF-8 text files, read as one text in the order given.
 
-    Positions in a corpus are byte offsets into the files' concatenation; those passed to its methods lie on
-    character boundaries (:func:`split` makes such ones). The text is taken as it is: line ends, byte-order marks and
-    odd characters included.
+    Positions in a corpus are byte offsets in the concatenation of its files. Positions that its methods get have to be
+    character boundaries (:func:`split` returns such positions). The text is not changed: line ends, byte-order marks
+    and unusual characters stay.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Corpus:
         return digest.hexdigest()
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Iterator[str]]:
-        """For each file with text in [start, stop), the pieces (about 1 MiB each) of that part of it.
+        """For each file with text in [start, stop): the pieces of that text, about 1 MiB each.
 
-        Pieces are cut only where no tokenizer of this project notices (see ``LAST_SAFE_CUT``).
+        A text is cut only where the cut changes no token of any tokenizer of this project (see ``LAST_SAFE_CUT``).
 
         Raises:
             InputError: while reading, for bytes that are not UTF-8, with the file and the offset in it.

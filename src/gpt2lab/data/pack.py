@@ -1,13 +1,13 @@
-"""Texts into token shards, by several processes, such that a killed packing goes on where it was.
+"""Encode texts into token shards, with several processes; a packing that was killed continues where it stopped.
 
     out/
         tokenizer.json
         tokens_000000.bin        all of the same length but the last
         tokens_000001.bin
-        pack.json                what was asked for, and where in the inputs every shard begins
+        pack.json                the options, and where in the inputs each shard begins
 
-The documents' ids form one stream, each document after an ``<|endoftext|>`` (as llm.c's dev/data/fineweb.py has them),
-and the stream is cut into shards. What comes out depends on the inputs and options alone.
+The ids of all documents form one stream, each document after an ``<|endoftext|>`` (as in llm.c's
+dev/data/fineweb.py). The stream is cut into shards. The result depends on the inputs and options alone.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ Ids = npt.NDArray[np.uint16]
 
 
 class Place(NamedTuple):
-    """A token of the stream: of which input, of which of its pieces, and which of that piece's."""
+    """Where a token of the stream is: number of the input, of the piece in it, and of the token in that piece."""
 
     input: int = 0
     piece: int = 0

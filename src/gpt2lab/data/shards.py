@@ -1,8 +1,8 @@
-"""Token shards: ids on disk in the format of llm.c and modded-nanogpt, many files read as one stream.
+"""Token shards: ids on disk in the format of llm.c and modded-nanogpt; many files are read as one stream.
 
-A shard (``write_datafile`` in llm.c's dev/data/data_common.py, read by its llmc/dataloader.h) is a header of 256
-little-endian int32, of which the first three are the magic number 20240520, the version 1 and the number of tokens N,
-and the others 0; then N uint16, the ids. It has 1024 + 2·N bytes, not one more or less.
+A shard (written by ``write_datafile`` in llm.c's dev/data/data_common.py, read by its llmc/dataloader.h) begins with a
+header of 256 little-endian int32: the magic number 20240520, the version 1, the number of tokens N, and zeros. Then
+come the ids, N little-endian uint16. So a shard has exactly 1024 + 2·N bytes.
 """
 
 import copy
@@ -35,7 +35,7 @@ PARTS = ("train", "val", "test")
 
 
 def write_shard(path: Path, pieces: Iterable[npt.NDArray[np.integer[Any]]]) -> int:
-    """Write ids, given in pieces (N_i,), as one shard, which takes its name only when it is whole.
+    """Write ids, given in pieces (N_i,), as one shard. The file gets its name only when it is complete.
 
     Returns:
         The number of tokens.
@@ -101,15 +101,15 @@ def _mapped(path: Path, modified: int) -> npt.NDArray[np.uint16]:
 
 
 class Shards:
-    """Token shards, read as one stream in the order given: stretches cross from one to the next.
+    """Token shards, read as one stream in the order given: a window can begin in one shard and end in the next.
 
-    It is indexed as an array (N,) is, as far as data sets and measurements need it: an array of positions of any shape
-    gives uint16 ids of that shape, a slice without a step gives a view. Ids are read when they are asked for.
+    They are indexed like an array (N,), as far as data sets and measurements need it: an array of positions of any
+    shape gives uint16 ids of that shape; a slice without a step gives a view. Ids are read when they are needed.
 
     Attributes:
         name: what the user called them.
         files: the shards.
-        vocab_size: ids from this on are refused when they are read; see :meth:`of_vocabulary`.
+        vocab_size: an id that is not below this is refused when it is read; see :meth:`of_vocabulary`.
 
     Raises:
         InputError: for a shard that is not whole (see :func:`read_shard`).
@@ -165,7 +165,7 @@ class Shards:
         return ids
 
     def tokenizer(self, given: Tokenizer | None = None) -> Tokenizer:
-        """The tokenizer that the shards were made with: ``tokenizer.json`` beside them; without one, the given one.
+        """The tokenizer that the shards were made with: ``tokenizer.json`` beside them, or else the given one.
 
         Raises:
             InputError: if neither is there, or both are and differ.
@@ -190,8 +190,8 @@ class Shards:
         """The same stream, of which every id that is read has to be below ``vocab_size``.
 
         Raises:
-            InputError: at once, if one of the first 4,096 of any shard is not; for the others when they are read,
-                because looking at all of them may take hours.
+            InputError: at once, if one of the first 4,096 ids of any shard is not; for other ids when they are read,
+                because reading all of them can take hours.
         """
         checked = copy.copy(self)
         checked.vocab_size = vocab_size
@@ -202,10 +202,10 @@ class Shards:
 
     @property
     def sha256(self) -> str:
-        """A hash that tells these shards from others, in hexadecimal: of size, first and last ids of every one.
+        """A hash of these shards, in hexadecimal: of the size and the first and last ids of each.
 
-        Not of all bytes, as that of a text is: reading terabytes takes hours. So a change of ids in the middle of a
-        shard is not noticed.
+        The hash of a text covers all bytes; here reading terabytes would take hours. So it does not notice a change
+        of ids in the middle of a shard.
         """
         digest = hashlib.sha256()
         for path, modified in zip(self.files, self._modified, strict=True):
@@ -217,8 +217,8 @@ class Shards:
     def split(self, validation_fraction: float = 0.05, test_fraction: float = 0.05) -> dict[str, tuple[int, int]]:
         """The stream's train, validation and test parts, in this order; always the same ones.
 
-        If some of the shards are called train and others val or test, as llm.c's are, those are the parts, whatever
-        the fractions. Otherwise they are cut off by the fractions, as from a text.
+        If some shards are called train and others val or test, as llm.c's are, these are the parts, whatever the
+        fractions are. Otherwise the fractions cut the stream as they cut a text.
 
         Returns:
             ``{"train": (start, stop), "validation": ..., "test": ...}`` in tokens.
@@ -237,11 +237,11 @@ class Shards:
 def find_shards(text: str) -> Shards | None:
     """Open the shards that a path means: a .bin file, a folder of them, or a glob; None if it means no .bin file.
 
-    They come in the order of their names, but those called train before those called val before those called test.
+    They are ordered by name; but if they are called train, val and test, the parts come in this order.
 
     Raises:
-        InputError: for shards and other texts together, some shards called train or val and others not, and for
-            whatever is wrong with one of them.
+        InputError: the path means shards and other files; some shards are called train or val and others are not; or
+            one of the shards is damaged.
     """
     found = find_files(text, (".bin", ".txt"), recursive=False)
     files = [file for file in found if file.suffix.lower() == ".bin"]

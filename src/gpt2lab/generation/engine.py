@@ -47,7 +47,7 @@ class Engine:
         model: on any device; it is in evaluation mode while a step is made.
         max_rows: how many texts at once; memory for all of them is taken at once.
 
-    Example:
+    Examples:
         >>> engine = Engine(model, max_rows=16)
         >>> row = engine.add(ids, Sampling(temperature=0.8, seed=1), max_tokens=200, stop=[[0]])
         >>> while engine.rows:

@@ -29,7 +29,7 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
         InputError: an empty prompt, ids that the model does not know, sampling settings out of range, or a model whose
             logits are not numbers.
 
-    Example:
+    Examples:
         >>> prompt = torch.from_numpy(tokenizer.encode("ROMEO:"))[None]
         >>> print(tokenizer.decode(generate(model, prompt, 200, temperature=0.8)[0].tolist()))
     """

@@ -10,11 +10,14 @@ queries, keys, values, scores and results. The built-in changes are independent,
 of them is all of them.
 """
 
+import ast
 import functools
 import hashlib
 import inspect
+import linecache
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TypeGuard
 
 import torch
@@ -190,12 +193,29 @@ def is_mechanism(value: object) -> TypeGuard[Mechanism]:
     return isinstance(value, type) and issubclass(value, ScaledDotProductAttention)
 
 
-def source_of(mechanism: Mechanism) -> str:
-    """Source text of a user's class, or "" where Python cannot tell (typed into a bare prompt)."""
+def source_of(code: type | FunctionType) -> str:
+    """Source text of a user's class or function, or "" where Python cannot tell (typed into a bare prompt)."""
     try:
-        return inspect.getsource(mechanism)
+        return inspect.getsource(code)
     except (OSError, TypeError):
-        return ""
+        return _source_in_cell(code) if isinstance(code, type) else ""
+
+
+def _source_in_cell(mechanism: type) -> str:
+    """The same for a class of a notebook's cell, which has no file: it is found around its methods."""
+    for method in vars(mechanism).values():
+        if isinstance(method, FunctionType):
+            lines = linecache.getlines(method.__code__.co_filename)
+            try:
+                classes = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)]
+            except SyntaxError:
+                return ""
+            for node in classes:
+                around = node.lineno <= method.__code__.co_firstlineno <= (node.end_lineno or 0)
+                if around and node.name == mechanism.__name__:
+                    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                    return "".join(inspect.getblock(lines[first - 1 :]))
+    return ""
 
 
 def describe_mechanism(mechanism: Mechanism) -> str:

@@ -78,7 +78,7 @@ class KeyValueCache:
     Attributes:
         lengths: tokens that each row has read, which is the position of its next one: int64 (B,), on the CPU.
 
-    Example:
+    Examples:
         >>> cache = KeyValueCache(model)
         >>> model(prompt, cache=cache)        # (B, T) ids: the whole prompt at once
         >>> model(next_token, cache=cache)    # (B, 1) ids: then token by token

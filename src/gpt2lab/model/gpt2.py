@@ -50,7 +50,7 @@ class GPT2(nn.Module):
     Raises:
         InputError: sizes or switches that do not go together.
 
-    Example:
+    Examples:
         >>> model = GPT2(65, 64, 128, 4, 512, 4, position="rope", num_kv_heads=1, window=16)
         >>> model(torch.zeros(1, 64, dtype=torch.int64)).shape
         torch.Size([1, 64, 65])
@@ -189,7 +189,7 @@ class GPT2(nn.Module):
         if targets is None:
             return self.unembed(hidden[:, -1:] if last_only else hidden)
         head = self.output_weight
-        many = ids.numel() * len(head) > MANY_LOGITS
+        many = loss_in_pieces(ids.numel(), len(head))
         options = None
         if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
             options = _IN_PIECES
@@ -325,3 +325,8 @@ class GPT2(nn.Module):
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
+
+
+def loss_in_pieces(num_tokens: int, vocab_size: int) -> bool:
+    """Whether the loss of so many tokens is made without ever holding all logits, where that can be done."""
+    return num_tokens * vocab_size > MANY_LOGITS

@@ -125,6 +125,12 @@ def _able(q: Tensor, k: Tensor, v: Tensor, whole: bool, window: int | None, bias
     return able
 
 
+def chosen_kernel(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None, bias: Bias | None = None) -> Kernel:
+    """The kernel that :func:`attend` chooses for a whole text, whose tensors may be without values (``meta``)."""
+    covers = window is not None and window >= q.shape[2]
+    return _able(q, k, v, True, None if covers else window, bias)[0]
+
+
 def band_pays(length: int, window: int) -> bool:
     """Whether cutting so long a text into blocks is cheaper than a mask."""
     return max(_SHORTEST_BAND, 3 * window + 2 * _BLOCK) <= length

@@ -33,8 +33,8 @@ Which = Literal["best", "last"]
 
 MANIFEST = "manifest.json"
 
-# The files of a checkpoint that a model is read from.
-WEIGHTS = ("config.json", "model.safetensors")
+# The files of a checkpoint that are read for its model; the state says which checkpoint is the best.
+WEIGHTS = ("config.json", "model.safetensors", "state.json")
 
 
 @dataclass(frozen=True)

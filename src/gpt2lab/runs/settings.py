@@ -200,7 +200,8 @@ class TrainerConfig:
     async_checkpoints: bool = option(False, "write checkpoints while training goes on.", on_resume=True)
     max_skips: int = option(
         10,
-        "a step whose gradients are not finite is skipped; after so many in a row the training gives up.",
+        "a step whose gradients are not finite is skipped; after so many in a row (looked at every ten steps) the "
+        "training gives up.",
         least=1,
         on_resume=True,
     )

@@ -62,7 +62,6 @@ class Muon(_Eager):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient, unless ``found_inf`` is 1."""
-        take: Tensor | float = 1.0 if self.found_inf is None else 1.0 - self.found_inf
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             gradients = [parameter.grad for parameter in parameters]
@@ -70,11 +69,13 @@ class Muon(_Eager):
                 if "momentum" not in self.state[parameter]:
                     self.state[parameter]["momentum"] = torch.zeros_like(parameter)
             momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+            taken: Tensor | float = 1.0  # or 0, for no step
+            if self.found_inf is not None:
+                taken = 1.0 - self.found_inf.to(group["params"][0].dtype)
+                for gradient in gradients:
+                    gradient.masked_fill_(self.found_inf != 0, 0.0)  # 0 times infinity would not be 0
             for momentum, gradient in zip(momenta, gradients, strict=True):
-                if isinstance(take, Tensor):
-                    gradient.masked_fill_(take == 0, 0.0)
-                    take = take.to(gradient.dtype)
-                momentum.lerp_(gradient, (1 - group["momentum"]) * take)
+                momentum.lerp_(gradient, (1 - group["momentum"]) * taken)
             blended = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
             by_shape: dict[tuple[int, ...], list[int]] = {}
             for index, matrix in enumerate(blended):  # a wide matrix and a tall one of the same sizes go together
@@ -86,7 +87,7 @@ class Muon(_Eager):
                     as_stored = update if blended[i].shape[0] == rows else update.mT
                     moved = parameters[i] * (1 - group["lr"] * group["weight_decay"])
                     moved.add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
-                    parameters[i].lerp_(moved, take)
+                    parameters[i].lerp_(moved, taken)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

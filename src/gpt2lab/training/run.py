@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gpt2lab.config import GPT2Config
+from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.text import Split, Text
 from gpt2lab.errors import InputError, TrainingError, tell
@@ -93,7 +93,7 @@ def train(**given: Any) -> Run:
         InputError: options that cannot be used, a text that is too short, or a folder that holds a run already.
         TrainingError: the training diverged, or a process was lost.
 
-    Example:
+    Examples:
         >>> run = gpt2lab.train(text="novel.txt", position="rope", window=16, max_steps=200, out="runs/novel")
         >>> run.loss
     """
@@ -281,7 +281,7 @@ def _refuse_another_model(option: str, options: Mapping[str, Any], settled: Mode
         sizes = {name: getattr(settled, name) for name in ("context_size", "embed_dim", "num_heads")}
         asked = ModelSettings.of({"variant": given["variant"]} | sizes)
         usual = replace(asked, num_kv_heads=asked.num_kv_heads or asked.num_heads)
-        if any(getattr(usual, name) != getattr(settled, name) for name in ("position", "num_kv_heads", "window")):
+        if any(getattr(usual, name) != getattr(settled, name) for name in variant_switches("modern", 64, 4)):
             changed.append("variant")
     if changed:
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")

@@ -75,7 +75,7 @@ class Trainer:
     Raises:
         InputError: model and data do not fit each other.
 
-    Example:
+    Examples:
         >>> data = CharDataset("to be or not to be " * 50, block_size=25)
         >>> model = GPT2(data.vocab_size, 25, 64, 4, 256, 2)
         >>> Trainer(model, data, None, TrainerConfig(max_steps=100)).train()
@@ -127,6 +127,8 @@ class Trainer:
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
         self.state = restore_training(checkpoint, self.model, self.optimizers)
+        self.unread.clear()
+        self.skips = 0
 
     def describe(self) -> str:
         """One line on how it trains here."""
@@ -315,20 +317,21 @@ class Trainer:
         skip = ~gathered(norm).isfinite()
         if config.grad_norm_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_norm_clip, norm)
-        whole = self.steps * tokens
-        scale = learning_rate_scale(
-            config.schedule,
-            self.state.tokens + tokens,
-            config.warmup_steps * tokens if config.warmup_tokens is None else config.warmup_tokens,
-            whole if config.final_tokens is None else config.final_tokens,
-        )
+        rate = self._learning_rate(tokens)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * scale
+                group["lr"] = rate
             optimizer.found_inf = skip.float()
             optimizer.step()
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
+
+    def _learning_rate(self, tokens: int) -> float:
+        """Of the step that reads so many tokens next, as every step does."""
+        config = self.config
+        warmup = config.warmup_steps * tokens if config.warmup_tokens is None else config.warmup_tokens
+        final = self.steps * tokens if config.final_tokens is None else config.final_tokens
+        return config.learning_rate * learning_rate_scale(config.schedule, self.state.tokens + tokens, warmup, final)
 
     @torch.no_grad()
     def validation_loss(self, max_tokens: int | None = None) -> float:

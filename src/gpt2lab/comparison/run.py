@@ -1,0 +1,391 @@
+"""A comparison from what is asked to what is found: :func:`compare`; and its report made again: :func:`report`."""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from gpt2lab.comparison.arms import ARM_CHOICES, check_arms, check_claims, read_file, with_original
+from gpt2lab.comparison.carry import carry
+from gpt2lab.comparison.cells import Task, is_finished, place_of, prepare, run_cells
+from gpt2lab.comparison.folder import (
+    CELL,
+    COMPARISON,
+    DISQUALIFIED,
+    Key,
+    arm_folder,
+    collect,
+    read_asked,
+    read_results,
+    save_asked,
+    write_results,
+)
+from gpt2lab.comparison.grid import Cell, best_rate, estimate_hours, plan, settle_steps, try_all, tuning_cells
+from gpt2lab.comparison.outcome import Comparison
+from gpt2lab.comparison.settings import Asked, Claim, GridSettings, Options, RunningSettings
+from gpt2lab.comparison.speed import time_arms
+from gpt2lab.config import Sizes, Variant, variant_switches
+from gpt2lab.data.text import Text
+from gpt2lab.errors import InputError
+from gpt2lab.hardware import choose_device
+from gpt2lab.model.attention import Mechanism, describe_mechanism
+from gpt2lab.options import given_options, meant, method_taking, options_of
+from gpt2lab.progress import Progress, shown
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
+
+REPORT = "report.html"
+
+Claims = Sequence[Claim | Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class CompareOptions(GridSettings, RunningSettings, TrainerConfig, ModelSettings, DataSettings):
+    """Every keyword of :func:`compare`: of the grid, of running it, and the options that all arms share."""
+
+    claims: Claims | None = None
+    attentions: Mapping[str, str | type] | None = None
+    progress: Progress | None = None
+
+
+@method_taking(CompareOptions, first="arms")
+def compare(arms: Mapping[str, Options] | str | Path, **given: Any) -> Comparison:
+    """Train several models alike, and measure what their differences are worth.
+
+    Every arm gets the same data in the same order, the same seeds and the same number of tokens. Each cell (arm,
+    context, seed) is an ordinary run folder, trained in a process of its own. Afterwards all arms are timed in turn,
+    and ``report.html``, ``results.csv`` and ``results.json`` are written. Stopped, the same call goes on.
+
+    Args:
+        arms: options of each arm by its name, such as ``{"original": {}, "rope": {"position": "rope"}, "mine":
+            {"attention": MyAttention}}``. What an arm does not name is as in the original GPT-2. The first arm is the
+            one that the others are compared with. Or the folder of a comparison, which goes on, or is read if it is
+            complete; or a file such as those in ``experiments/``, to which the arm "original" is added.
+        **given: fields of :class:`CompareOptions`, such as ``text="novel.txt", contexts=[25], seeds=5, steps=400``.
+            ``claims`` are what the report answers in a sentence. ``attentions`` gives arms of a folder their own
+            attention again, by arm, because what only a folder names is never executed. ``progress`` is called with
+            what is done, how much of it, and of how much; then nothing is printed.
+
+    Returns:
+        the comparison. Cells that failed are in its ``failed``; the same call tries them again.
+
+    Raises:
+        InputError: arms or options that cannot be used or make no sense; this is told before anything is trained.
+
+    Example:
+        >>> result = gpt2lab.compare({"original": {}, "rope": {"position": "rope"}}, text="novel.txt", steps=400)
+        >>> print(result.table())
+    """
+    progress: Progress | None = given.pop("progress", None)
+    claims, own = given.pop("claims", None), given.pop("attentions", None) or {}
+    options = given_options((GridSettings, RunningSettings, *SETTINGS), given)
+    running = RunningSettings(**_part(options, RunningSettings))
+    folder = None if isinstance(arms, Mapping) or Path(arms).is_file() else Path(arms)
+    if folder is not None and not options.keys() - {"workers", "threads", "ray", "max_hours"} and _is_complete(folder):
+        return Comparison(folder, read_results(folder))
+    named, declared, written = _named(arms)
+    named = _with_own(check_arms(named), own, named_by_folder=folder is not None)
+    asked, out = _asked(named, declared if claims is None else claims, merged_options(written, options))
+    with ExitStack() as stack:
+        console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
+        told = progress or stack.enter_context(shown(console))
+        return _run(asked, running, folder or out, console, told)
+
+
+def report(
+    path: str | Path,
+    *,
+    against: str | Path | None = None,
+    rounds: int = 0,
+    threads: int = 1,
+    attentions: Mapping[str, str | type] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Make the report of a comparison again: from its run folders, or from a ``results.json`` alone.
+
+    Args:
+        path: folder of the comparison, or a ``results.json``, or the folder that holds one. ``report.html`` and
+            ``results.csv`` are written there, and ``results.json`` if there are run folders.
+        against: another comparison, likewise; the report then also tells what changed since.
+        rounds: time all arms again before, in that many rounds.
+        threads: CPU threads of that timing.
+        attentions: the arms' own attention, by arm, for that timing.
+        progress: hears of the timing.
+
+    Raises:
+        InputError: there is no comparison, or it cannot be timed.
+    """
+    path, earlier = Path(path), None
+    if against is not None:
+        try:
+            earlier = Comparison(Path(against), read_results(Path(against)))
+        except InputError as error:
+            raise InputError(f"--against {against}: {error}") from None
+    if rounds:
+        if not (path / COMPARISON).exists():
+            raise InputError(f"{path} holds no models that could be timed; leave out --rounds")
+        own = {arm: _loaded(attention) for arm, attention in (attentions or {}).items()}
+        with ExitStack() as stack:
+            told = progress or stack.enter_context(shown(Console()))
+            time_arms(path, rounds, threads, own, told, again=True)
+    found = Comparison(path if path.is_dir() else path.parent, read_results(path))
+    _write(found, earlier)
+    return found
+
+
+def _write(found: Comparison, earlier: Comparison | None = None) -> None:
+    """Write the files of a report into the folder of a comparison."""
+    write_results(found.folder, found.results)
+    found.report(found.folder / REPORT, earlier)
+
+
+# What is asked
+
+
+def _named(
+    arms: Mapping[str, Options] | str | Path,
+) -> tuple[Mapping[str, Options], Claims, Mapping[str, Any]]:
+    """The arms, claims and options of Python, of a file, or of a folder that was asked before."""
+    if isinstance(arms, Mapping):
+        return arms, (), {}
+    if (path := Path(arms)).is_file():
+        named, claims, options = read_file(path)
+        return with_original(named), claims, options
+    before = read_asked(path)
+    written = given_options((GridSettings, *SETTINGS), before.options, str(path / COMPARISON))
+    return before.arms, before.claims, written
+
+
+def merged_options(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a file, and those that are given beside it, which count more.
+
+    A text or a length that is given takes the place of the file's, even if that is an option of another name.
+    """
+    alike = (("text", "corpus", "text_sha256"), ("steps", "tokens", "minutes", "max_steps"))
+    replaced = {name for names in alike if given.keys() & set(names) for name in names}
+    return {name: value for name, value in written.items() if name not in replaced} | dict(given)
+
+
+def _part(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    return {name: options[name] for name in options_of(kind) if name in options}
+
+
+def _asked(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, Any]) -> tuple[Asked, Path]:
+    """What is asked, checked, and the folder for it."""
+    shared = {name: value for name, value in options.items() if name in options_of(*SETTINGS)}
+    sizes = _part(options, GridSettings)
+    out = Path(shared.pop("out", None) or "runs/compare")
+    if (steps := shared.pop("max_steps", None)) is not None:  # the same by another name
+        sizes.setdefault("steps", steps)
+    grid = GridSettings(**sizes)
+    default = ModelSettings()
+    if any(shared.get(name, getattr(default, name)) != getattr(default, name) for name in ARM_CHOICES & {*shared}):
+        raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")
+    data, training = DataSettings(**_part(shared, DataSettings)), TrainerConfig(**_part(shared, TrainerConfig))
+    if training.max_epochs is not None:
+        raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
+    if data.validation_fraction == 0 or data.test_fraction == 0:
+        raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
+    return Asked(arms, check_claims(claims, arms, grid.contexts, next(iter(arms))), grid, shared), out
+
+
+def _with_own(
+    arms: Mapping[str, Options], own: Mapping[str, str | type], named_by_folder: bool
+) -> Mapping[str, Options]:
+    """The arms with their own attention, as the caller gives it."""
+    for arm in own:
+        if arm not in arms:
+            raise InputError(f"attentions names an arm {arm!r} that is not there{meant(arm, arms)}")
+    for arm, options in arms.items():
+        if named_by_folder and "attention" in options and arm not in own:
+            raise InputError(
+                f"the arm {arm} has an attention of its own, which is never run from a folder; give it again: "
+                f"attentions={{{arm!r}: …}}, or --config with the file that names it"
+            )
+    return {arm: {**options, "attention": own[arm]} if arm in own else options for arm, options in arms.items()}
+
+
+def _loaded(attention: str | type) -> Mechanism:
+    found = load_attention(attention)
+    assert found is not None
+    return found
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder has nothing left to train; one that holds results alone has not."""
+    if not (folder / COMPARISON).exists():
+        return True
+    asked = read_asked(folder)
+    first = int(str(asked.shared.get("seed", 0))) + 1
+    arms = [arm_folder(folder, (context, arm)) for context in asked.grid.contexts for arm in asked.arms]
+    seeds = range(first, first + asked.grid.seeds)
+    left = [arm for arm in arms if not (arm / DISQUALIFIED).exists()]
+    return all(is_finished(arm / f"seed-{seed}") for arm in left for seed in seeds)
+
+
+# What is done
+
+
+def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, progress: Progress) -> Comparison:
+    grid, training = asked.grid, TrainerConfig(**_part(asked.shared, TrainerConfig))
+    part, parts = _shard(running.shard)
+    if "minutes" in grid.budget and parts > 1:
+        raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
+    before = _before(out, asked)
+    with console.status("reading the text"):
+        text = Text.open(**dataclasses.asdict(DataSettings(**_part(asked.shared, DataSettings))))
+    console.print(text.describe(), highlight=False)
+    shared = {**asked.shared, "text_sha256": text.corpus.sha256}
+    planned = plan(shared, asked.arms, grid.contexts, text.tokenizer.vocab_size, grid.match)
+    own = _OwnAttention(asked.arms, out)
+    step_seconds = try_all(planned, text, out, running.threads, console, progress)
+    settled = _settle(grid, planned, step_seconds, asked.baseline)
+    if before is not None and before.grid.minutes == grid.minutes:  # the clock would give other numbers now
+        settled |= before.settled_steps or {}
+    cells, tries = _cells(grid, training.seed, out, planned, step_seconds, settled, part, parts)
+    on_gpu = choose_device(training.device).type == "cuda"
+    workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
+    hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
+    console.print(
+        f"{len(cells)} cells: {len(asked.arms)} arms × {len(grid.contexts)} contexts × {grid.seeds} seeds, {workers} "
+        f"at once; about {_duration(hours)} for those that are left",
+        highlight=False,
+    )
+    if hours > running.max_hours:
+        raise InputError(
+            f"this would take about {hours:.1f} hours, more than --max-hours {running.max_hours:g}: make the grid "
+            "smaller, share it out with --shard, or allow more"
+        )
+    for cell in tries or cells:
+        prepare(cell.folder, cell.settings, own.classes.get(cell.key[1]))
+    written = dataclasses.replace(asked, shared=_written(shared), settled_steps=settled if grid.minutes else None)
+    save_asked(out, written)
+
+    def run(these: Sequence[Cell]) -> dict[str, str]:
+        tasks = [own.task(cell) for cell in these]
+        return run_cells(tasks, running.threads, workers, running.ray, console, progress)
+
+    failed = run(tries)
+    if grid.tune:
+        rates = {key: best_rate([cell for cell in tries if cell.key == key]) for key in {cell.key for cell in cells}}
+        cells = [
+            dataclasses.replace(cell, settings=cell.settings.trained_with(learning_rate=rate))
+            for cell in cells
+            if (rate := rates[cell.key]) is not None
+        ]
+        for cell in cells:
+            prepare(cell.folder, cell.settings, own.classes.get(cell.key[1]))
+    failed |= run(cells)
+    if running.rounds and parts == 1 and all(is_finished(c.folder) or place_of(c.folder) in failed for c in cells):
+        time_arms(out, running.rounds, running.threads, own.classes, progress)
+    found = Comparison(out, collect(out), failed)
+    _write(found)
+    return found
+
+
+class _OwnAttention:
+    """The arms' own attention: the classes, and how the processes of their cells are told of them.
+
+    Attributes:
+        classes: by arm.
+    """
+
+    def __init__(self, arms: Mapping[str, Options], out: Path) -> None:
+        given = {arm: spec for arm, options in arms.items() if isinstance(spec := options.get("attention"), str | type)}
+        self.classes = {arm: _loaded(spec) for arm, spec in given.items()}
+        self.specs = {
+            arm: spec if isinstance(spec, str) else carry(self.classes[arm], out / "attention" / f"{arm}.py")
+            for arm, spec in given.items()
+        }
+
+    def task(self, cell: Cell) -> Task:
+        """What the process of a cell is told."""
+        if (mechanism := self.classes.get(cell.key[1])) is None:
+            return Task(str(cell.folder))
+        described = describe_mechanism(mechanism)
+        return Task(str(cell.folder), self.specs[cell.key[1]], described, tuple(place for place in sys.path if place))
+
+
+def _settle(
+    grid: GridSettings, planned: Mapping[Key, RunSettings], step_seconds: Mapping[Key, float], baseline: str
+) -> dict[int, int]:
+    """Steps of a training at each context."""
+    for context in grid.contexts:
+        if (context, baseline) not in step_seconds:
+            raise InputError(f"{baseline} reads the future, so nothing can be compared with it; put another arm first")
+    keys = {context: (context, baseline) for context in grid.contexts}
+    return {c: settle_steps(grid.budget, planned[key], step_seconds[key]) for c, key in keys.items()}
+
+
+def _cells(
+    grid: GridSettings,
+    seed: int,
+    out: Path,
+    planned: Mapping[Key, RunSettings],
+    runnable: Collection[Key],
+    steps: Mapping[int, int],
+    part: int,
+    parts: int,
+) -> tuple[list[Cell], list[Cell]]:
+    """The trainings of this shard: those that are compared, and before them those that choose a learning rate."""
+    settings = {key: planned[key].trained_with(max_steps=steps[key[0]]) for key in planned if key in runnable}
+    cells = [
+        Cell(key, arm_folder(out, key) / f"seed-{one}", of.trained_with(seed=one))
+        for one in range(seed + 1, seed + grid.seeds + 1)
+        for key, of in settings.items()
+    ]
+    units = list(dict.fromkeys(cell.key if grid.tune else cell.folder for cell in cells))
+    mine = {unit for number, unit in enumerate(units) if number % parts == part - 1}
+    cells = [cell for cell in cells if (cell.key if grid.tune else cell.folder) in mine]
+    keys = {cell.key for cell in cells} if grid.tune else set()
+    return cells, [cell for key in settings if key in keys for cell in tuning_cells(out, key, settings[key])]
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard {shard}: write it as i/n, the first being 1/n")
+    return int(found[1]), int(found[2])
+
+
+def _before(out: Path, asked: Asked) -> Asked | None:
+    """What the folder was asked before, if it was; its claims are kept once anything has run."""
+    if not (out / COMPARISON).exists():
+        return None
+    before = read_asked(out)
+    declared, now = (
+        [(claim.arm, claim.measure, claim.context or each.grid.contexts[0]) for claim in each.claims]
+        for each in (before, asked)
+    )
+    begun = any(out.glob(f"*/*/*/{CELL}"))
+    if declared != now and begun:
+        raise InputError(
+            f"the claims of {out} were declared before it ran, and these are others; choose another --out for them"
+        )
+    if before.baseline != asked.baseline and begun:
+        raise InputError(
+            f"{out} compares with {before.baseline}, not with {asked.baseline}; choose another --out for that"
+        )
+    return before
+
+
+def _written(shared: Options) -> dict[str, object]:
+    """The options of all arms as ``comparison.yaml`` has them: all but what an arm or the grid decides, and sizes and
+    switches of variants only if they were given."""
+    of_variants = {switch for name in get_args(Variant) for switch in variant_switches(name, 64, 4)}
+    sizes = {size.name for size in dataclasses.fields(Sizes)} & options_of(ModelSettings).keys()
+    left_out = {*ARM_CHOICES, "max_steps", *((of_variants | sizes) - shared.keys())}
+    return {name: value for name, value in RunSettings.of(shared).values().items() if name not in left_out}

@@ -1,0 +1,196 @@
+"""What a comparison is asked: its arms, its grid, the claims about it, and how it runs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from gpt2lab.comparison.plain import typed
+from gpt2lab.errors import InputError
+from gpt2lab.options import check, given_options, option, options_of, spelled
+
+BASELINE = "original"  # of the command line; in Python it is the first arm that is given
+
+Match = Literal["none", "parameters", "compute"]
+Options = Mapping[str, object]  # of `gpt2lab train`, by name
+
+MeasureName = Literal[
+    "test_loss",
+    "tokens_to_target",
+    "seconds_per_step",
+    "seconds_per_token",
+    "seconds_per_token_long",
+    "seconds_to_first_token_long",
+    "parameters",
+]
+
+
+def parse_contexts(value: Any) -> tuple[int, ...]:
+    """The contexts that are meant by ``64``, ``"25,64"`` or a list."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        contexts = tuple(int(part) for part in parts if not isinstance(part, str) or part.strip())
+        exact = all(isinstance(part, str) or (type(part) is int) for part in parts)
+    except (TypeError, ValueError):
+        exact, contexts = False, ()
+    if not exact or not contexts:
+        raise InputError(f"contexts is {value!r}; give whole numbers, several with commas: 25,64")
+    if (smallest := min(contexts)) < 1:
+        raise InputError(f"context_size is {smallest}; it has to be 1 or more")
+    return tuple(dict.fromkeys(contexts))
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """Which trainings there are."""
+
+    contexts: tuple[int, ...] = option(
+        (64,),
+        "context sizes, with commas. The batches of the first have --batch-size windows, those of the others as many "
+        "tokens.",
+        parse=parse_contexts,
+        spell=list,
+    )
+    seeds: int = option(3, "trainings of every arm: with --seed S they are S+1, S+2, …", least=1)
+    steps: int | None = option(
+        None, "optimiser steps of every training (--max-steps is the same).", above=0, default="500"
+    )
+    tokens: int | None = option(None, "instead of steps: tokens of every training.", above=0)
+    minutes: float | None = option(
+        None, "instead of steps: as many steps as the baseline makes here in that many minutes.", above=0
+    )
+    match: Match = option(
+        "none",
+        'widen the feed-forward layers until every arm has as many "parameters" as the baseline, or costs as much '
+        '"compute" per token.',
+    )
+    tune: bool = option(
+        False,
+        "choose every arm's learning rate among 1/4, 1/2, 1 and 2 times the shared one, by validation loss, with seed "
+        "S.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.budget) > 1:
+            raise InputError(f"{' and '.join(f'--{name}' for name in self.budget)} are given; choose one of them")
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The one size of a training that is given, if any."""
+        sizes = {"steps": self.steps, "tokens": self.tokens, "minutes": self.minutes}
+        return {name: value for name, value in sizes.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunningSettings:
+    """How the trainings of a comparison are run; it does not change what they find."""
+
+    workers: int | None = option(
+        None, "trainings that run at the same time.", least=1, default="cores ÷ threads; on a GPU: 1"
+    )
+    threads: int = option(1, "CPU threads of each training, and of the timing afterwards.", least=1)
+    shard: str | None = option(
+        None,
+        '"2/8": only the second eighth of the cells, for job arrays. Copy all folders together and start once more '
+        "without it, or run `gpt2lab report`.",
+    )
+    ray: str | None = option(
+        None,
+        'address of a Ray cluster whose workers see the same folders ("auto", or "local" to start one here).',
+    )
+    rounds: int = option(9, "rounds of timing all arms in turn, afterwards; 0: none.", least=0)
+    max_hours: float = option(24.0, "refuse a grid that is estimated to take longer.", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be decided, declared before anything is trained: one primary contrast.
+
+    Attributes:
+        says: the claim in words.
+        arm: who is compared with the baseline.
+        measure: in what.
+        context: where; None: at the first of the comparison's.
+        expects: whether the claim holds if the arm has less of it, or more.
+    """
+
+    says: str
+    arm: str
+    measure: MeasureName
+    context: int | None = None
+    expects: Literal["less", "more"] = "less"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All of it, as ``comparison.yaml`` and ``results.json`` hold it: flat, under the names of the flags.
+
+    Attributes:
+        arms: options of each arm, the baseline first.
+        claims: in the order in which they were declared.
+        grid: which trainings there are.
+        shared: options of all arms, plain.
+        settled_steps: steps by context that the clock settled, where minutes were asked for.
+    """
+
+    arms: Mapping[str, Options]
+    claims: tuple[Claim, ...] = ()
+    grid: GridSettings = GridSettings()
+    shared: Options = field(default_factory=dict)
+    settled_steps: Mapping[int, int] | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The arm that the others are compared with: the first."""
+        return next(iter(self.arms))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the grid and of all arms, under the names of the flags."""
+        grid = {name: value for name, value in spelled(self.grid).items() if value is not None}
+        return grid | dict(self.shared)
+
+    def values(self) -> dict[str, Any]:
+        """The same as YAML and JSON have it."""
+        usual = {of.name: of.default for of in fields(Claim)}
+        claims = [{n: v for n, v in asdict(claim).items() if v != usual[n]} for claim in self.claims]
+        grid = {name: value for name, value in spelled(self.grid).items() if value is not None}
+        budget = {name: grid.pop(name) for name in self.grid.budget}
+        settled = {} if self.settled_steps is None else {"settled_steps": dict(self.settled_steps)}
+        arms = {name: {n: plain(v) for n, v in options.items()} for name, options in self.arms.items()}
+        return {"arms": arms, "claims": claims} | grid | budget | settled | dict(self.shared)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Self:
+        """The inverse of :meth:`values`; what shared options are worth is looked at when they are used.
+
+        Raises:
+            InputError: it is no comparison, or a damaged one.
+        """
+        rest = dict(values)
+        arms = typed(dict[str, dict[str, object]], rest.pop("arms", None), f"{where} (arms)")
+        claims = typed(list[Claim], rest.pop("claims", None) or [], f"{where} (claims)")
+        settled = rest.pop("settled_steps", None)
+        if not arms:
+            raise InputError(f"{where} is damaged: it names no arms")
+        grid = {name: rest.pop(name) for name in options_of(GridSettings) if name in rest}
+        return cls(
+            arms,
+            tuple(claims),
+            GridSettings(**given_options((GridSettings,), grid, where)),
+            rest,
+            None if settled is None else typed(dict[int, int], {str(k): v for k, v in settled.items()}, where),
+        )
+
+
+def plain(value: object) -> object:
+    """A value of an option as YAML has it."""
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

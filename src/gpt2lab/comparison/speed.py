@@ -1,0 +1,100 @@
+"""Timing the finished arms of a comparison, in turn."""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gpt2lab.comparison.cells import is_finished
+from gpt2lab.comparison.folder import CELL, SPEED, read_speed
+from gpt2lab.comparison.measure import measure_speed
+from gpt2lab.comparison.results import Timing
+from gpt2lab.data.text import Text
+from gpt2lab.errors import InputError
+from gpt2lab.files import atomic_write
+from gpt2lab.hardware import describe_machine
+from gpt2lab.model.attention import Mechanism
+from gpt2lab.progress import Progress
+from gpt2lab.runs.folder import load
+from gpt2lab.runs.settings import RunSettings, TrainerConfig
+from gpt2lab.training import Trainer
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """So many CPU threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def time_arms(
+    out: Path, rounds: int, threads: int, own: Mapping[str, Mechanism], progress: Progress, again: bool = False
+) -> None:
+    """Time all arms of a comparison in turn, and write ``speed.json``.
+
+    Args:
+        out: its folder.
+        rounds: how often each arm is timed.
+        threads: CPU threads.
+        own: the arms' own attention, by arm: a file that only a folder names is never executed.
+        progress: hears of the rounds.
+        again: also where the folder holds the times of a context already.
+
+    Raises:
+        InputError: an arm has an attention of its own that is not in ``own``, or another one.
+    """
+    known = read_speed(out)
+    arms: dict[int, dict[str, Path]] = {}
+    for cell in sorted(out.glob("context-*/*/seed-*")):
+        if is_finished(cell):
+            arms.setdefault(int(cell.parts[-3].removeprefix("context-")), {}).setdefault(cell.parts[-2], cell)
+    for context, folders in arms.items():
+        if not again and context in known and set(known[context].arms) == set(folders):
+            continue
+        load_before = os.getloadavg()[0]
+        done, total = 0, (rounds + 1) * len(folders)
+
+        def count(what: str = f"timing at a context of {context}", total: int = total) -> None:
+            nonlocal done
+            done += 1
+            progress(what, done, total)
+
+        with torch_threads(threads), warnings.catch_warnings(action="ignore"):  # that a context is full is timed
+            found = measure_speed(_trainers(folders, own), rounds, count)
+        known[context] = Timing(describe_machine(), threads, load_before, found)
+        plain = {str(context): dataclasses.asdict(timing) for context, timing in known.items()}
+        with atomic_write(out / SPEED) as file:
+            file.write(json.dumps(plain, indent=1).encode())
+
+
+def _trainers(arms: Mapping[str, Path], own: Mapping[str, Mechanism]) -> dict[str, Trainer]:
+    """Trainers that go on with a cell of each arm of a context, whose text they share."""
+    settings = {arm: RunSettings.read(cell / CELL) for arm, cell in arms.items()}
+    for arm, about in settings.items():
+        if about.model.attention is not None and arm not in own:
+            raise InputError(
+                f"the arm {arm} has an attention of its own, which is never run from a folder; name it again: "
+                f"--arm {arm}=file.py:ClassName"
+            )
+    loaded = {arm: load(cell, attention=own.get(arm), checkpoint="last") for arm, cell in arms.items()}
+    first, (model, tokenizer) = next(iter(loaded.items()))
+    data = dataclasses.asdict(RunSettings.read(arms[first] / "config.yaml").data)
+    dataset = Text.open(**data | {"tokenizer": tokenizer}).dataset("train", model.config.max_seq_len)
+    return {
+        arm: Trainer(model, dataset, None, _training(arms[arm]), console=Console(quiet=True))
+        for arm, (model, _) in loaded.items()
+    }
+
+
+def _training(cell: Path) -> TrainerConfig:
+    return dataclasses.replace(RunSettings.read(cell / "config.yaml").training, out=None)

@@ -1,0 +1,1 @@
+"""Planning: what a training needs, before anything is rented or started."""

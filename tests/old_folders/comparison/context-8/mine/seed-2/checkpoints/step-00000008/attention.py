@@ -1,0 +1,2 @@
+class Mine(GroupQueryAttention, SlidingWindowAttention):
+    """A person's own."""

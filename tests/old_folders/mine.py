@@ -1,0 +1,5 @@
+from gpt2lab import GroupQueryAttention, SlidingWindowAttention
+
+
+class Mine(GroupQueryAttention, SlidingWindowAttention):
+    """A person's own."""

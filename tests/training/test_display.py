@@ -1,0 +1,59 @@
+"""How a terminal shows a training."""
+
+import io
+
+from rich.console import Console
+
+from gpt2lab.runs.records import Record, TrainingProgress
+from gpt2lab.training.display import TerminalDisplay
+
+
+def record(step: int, **measured: float) -> Record:
+    return {
+        "step": step,
+        "tokens": 32 * step,
+        "seconds": 1.0,
+        "loss": 2.5,
+        "learning_rate": 1e-3,
+        "tokens_per_second": 1234.5,
+        "peak_share": 0.07,
+        "peak_memory": 1,
+        "skipped": 0,
+        **measured,  # type: ignore[typeddict-item]
+    }
+
+
+def shown(told: list[TrainingProgress], terminal: bool) -> str:
+    file = io.StringIO()
+    with TerminalDisplay(Console(file=file, force_terminal=terminal, width=120)) as display:
+        for progress in told:
+            display(progress)
+    return file.getvalue()
+
+
+def test_a_terminal_has_a_live_line_above_which_messages_and_validations_stay() -> None:
+    told = [
+        TrainingProgress(0, 40, message="how it trains"),
+        TrainingProgress(10, 40, record=record(10)),
+        TrainingProgress(20, 40, record=record(20, validation_loss=2.25)),
+    ]
+    lines = shown(told, terminal=True)
+    assert "\x1b" in lines
+    assert "how it trains" in lines
+    assert "step 20/40" in lines
+    assert "step     20/40 · loss 2.500 · val 2.250 · 1,234 tok/s · 7% of peak" in lines
+    assert "step     10/40" not in lines
+
+
+def test_elsewhere_there_are_plain_lines_at_every_tenth_until_something_is_measured() -> None:
+    steps = range(10, 310, 10)
+    unmeasured = shown([TrainingProgress(step, 300, record=record(step)) for step in steps], terminal=False)
+    assert [int(line.split("/")[0].split()[1]) for line in unmeasured.splitlines()] == [*range(30, 301, 30)]
+    assert "\x1b" not in unmeasured
+    measured = [
+        TrainingProgress(step, 300, record=record(step, **({"validation_loss": 2.0} if step == 100 else {})))
+        for step in steps
+    ]
+    lines = shown(measured, terminal=False).splitlines()
+    assert [int(line.split("/")[0].split()[1]) for line in lines] == [30, 60, 90, 100, 300]
+    assert "val 2.000" in lines[-1]
