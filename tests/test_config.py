@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 from typing import Any
@@ -92,6 +93,7 @@ def test_with_no_switch_given_the_configuration_is_gpt2() -> None:
         "num_kv_heads": None,
         "window": None,
         "qk_norm": False,
+        "sinks": False,
         "tie_embeddings": True,
         "bias": True,
         "dropout": 0.0,
@@ -210,5 +212,5 @@ def test_random_architectures_reach_the_whole_documented_space() -> None:
     widths = {d["window"][0] if isinstance(d["window"], tuple) else d["window"] for d in drawn}
     assert widths == {None, 4, 8, 16, 32}
     assert {type(d["window"]) for d in drawn} == {int, tuple, type(None)}
-    assert {d["qk_norm"] for d in drawn} == {False, True}
+    assert {(d["qk_norm"], d["sinks"]) for d in drawn} == set(itertools.product((False, True), repeat=2))
     assert {d["rope_fraction"] for d in drawn} == {1.0, 0.5, 0.25}

@@ -109,6 +109,11 @@ class Switches:
         "queries and keys of each head are normalised before they are rotated, so that scores cannot grow without "
         "limit (Henry et al. 2020, arXiv:2010.04245; by root mean square and a learned scale, as Qwen3 does it).",
     )
+    sinks: bool = option(
+        False,
+        "each query head has a learned logit in the denominator of its softmax, so that it can look at nothing "
+        "(gpt-oss: OpenAI 2025, arXiv:2508.10925).",
+    )
     tie_embeddings: bool = option(True, "the output layer is the token embedding, as in GPT-2.")
     bias: bool = option(True, "biases in linear layers and LayerNorms.")
     dropout: float = option(
@@ -256,7 +261,8 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
     The space: head_dim 16, 32 or 64; 2, 4 or 8 heads; 2 to 6 layers, with embed_dim at most 256; feed-forward 2, 3 or
     4 times as wide; positions learned, RoPE (in all layers or every second one) or none; all, a half or a quarter of a
     head's dimensions rotated; any number of key/value heads that divides the heads; no window, one of a sixteenth to a
-    half of the context, or that window in all layers but every second one; queries and keys normalised or not.
+    half of the context, or that window in all layers but every second one; queries and keys
+    normalised or not; sinks or none.
     Each choice is uniform over what remains valid.
     """
     if seed < 0:
@@ -284,6 +290,7 @@ def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, 
         "qk_norm": draw([False, True]),
         "rope_fraction": draw([part for part in (1.0, 0.5, 0.25) if part * width / num_heads % 2 == 0] or [1.0]),
     }
+    drawn["sinks"] = draw([False, True])
     if drawn["position"] == "rope":
         drawn["position"] = draw(["rope", ("rope", "none")])
     return drawn | given

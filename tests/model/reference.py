@@ -20,6 +20,7 @@ def dense_attention(
     k_pos: Tensor | None = None,
     window: int | None = None,
     bias: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """The textbook: every score is computed, and those that must not be seen are thrown away."""
     B, H, Tq, D = q.shape
@@ -29,7 +30,10 @@ def dense_attention(
     scores = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(D) + (0 if bias is None else bias)
     back = q_pos[:, None, :, None] - k_pos[:, None, None, :]  # how many tokens back each key lies
     hidden = (back < 0) | (k_pos < 0)[:, None, None, :] | (back >= (window or math.inf))
-    return torch.einsum("bhij,bhjd->bhid", scores.masked_fill(hidden, -math.inf).softmax(-1), v)
+    scores = scores.masked_fill(hidden, -math.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks[None, :, None, None].expand(B, H, Tq, 1)), dim=-1)
+    return torch.einsum("bhij,bhjd->bhid", scores.softmax(-1)[..., : k.shape[2]], v)
 
 
 def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,7 +73,8 @@ def dense_logits(model: GPT2, ids: Tensor, bias: Tensor | None = None) -> Tensor
         if (c.position[layer % len(c.position)] if isinstance(c.position, tuple) else c.position) == "rope":
             q, k = turn(q), turn(k)
         window = c.window[layer % len(c.window)] if isinstance(c.window, tuple) else c.window
-        y = dense_attention(q, k, v, window=window, bias=bias)[0].transpose(0, 1).reshape(T, H * D)
+        sinks = w.get(f"{block}.attention.mechanism.sinks")
+        y = dense_attention(q, k, v, window=window, bias=bias, sinks=sinks)[0].transpose(0, 1).reshape(T, H * D)
         x = x + linear(y, f"{block}.attention.output")
         y = linear(norm(x, f"{block}.feed_forward_norm"), f"{block}.feed_forward.expand")
         gelu = 0.5 * y * (1 + (y / math.sqrt(2)).erf())
@@ -128,6 +133,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> GPT2Config:
         "num_kv_heads": draw(st.sampled_from([None, *(k for k in range(1, 7) if num_heads % k == 0)])),
         "window": draw(windows(max_seq_len + 4)),
         "qk_norm": draw(st.booleans()),
+        "sinks": draw(st.booleans()),
         "tie_embeddings": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "layer_norm_epsilon": draw(st.sampled_from([1e-5, 1e-2])),

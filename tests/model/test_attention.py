@@ -17,7 +17,7 @@ from gpt2lab.model import (
     SlidingWindowAttention,
     TransformerBlock,
 )
-from gpt2lab.model.attention import Reading
+from gpt2lab.model.attention import AttentionSinks, QueryKeyNorm, Reading
 from gpt2lab.model.embeddings import rotary_tables, rotate
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_attention, dense_logits, random_ids, randomised
 
@@ -111,6 +111,7 @@ def test_a_class_that_is_given_computes_what_its_switches_alone_compute(
             {"qk_norm": True},
             "has qk_norm=False in layer 0, not qk_norm=True as was asked for; let it inherit from QueryKeyNorm, too",
         ),
+        (GroupQueryAttention, {"sinks": True}, "has sinks=False in layer 0, not sinks=True"),
         (OwnWindow, {"window": 4}, "OwnWindow has window=3 in layer 0, not window=4"),
         (OwnSharing, {}, "num_kv_heads=3 does not divide num_heads=4"),
     ],
@@ -145,6 +146,26 @@ def test_weights_of_a_users_mechanism_are_trained_and_keep_what_their_constructo
     ids = random_ids(model, 2, 16)
     model(ids, ids).backward()
     assert all(gate.grad is not None and gate.grad.abs().max() > 0 for gate in gates)
+
+
+def test_a_user_may_inherit_every_built_in_change() -> None:
+    class All(GroupQueryAttention, SlidingWindowAttention, QueryKeyNorm, AttentionSinks):
+        """As a user would write it."""
+
+    switches = {"num_kv_heads": 2, "window": (5, None), "qk_norm": True, "sinks": True, "position": ("rope", "none")}
+    given, chosen = (randomised(GPT2(*SIZES, **switches, attention=a)) for a in (All, None))
+    ids = random_ids(given, 2, 16)
+    assert torch.equal(given(ids), chosen(ids))
+
+
+def test_scales_begin_at_one_and_sinks_at_zero_on_the_meta_device_too() -> None:
+    model = GPT2(*SIZES, qk_norm=True, sinks=True, seed=1)
+    with torch.device("meta"):
+        shapes = GPT2(*SIZES, qk_norm=True, sinks=True, seed=1)
+    for name, value in zip(dict(model.named_parameters()), shapes.initial_weights(1), strict=True):
+        assert torch.equal(model.get_parameter(name), value)
+    assert not model.blocks[0].attention.mechanism.sinks.any()
+    assert bool((model.blocks[0].attention.mechanism.query_norm.weight == 1).all())
 
 
 class Normalised(GroupQueryAttention, SlidingWindowAttention):

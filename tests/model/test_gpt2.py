@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
+from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention, gpt2
 from tests.model.reference import ALiBi, configs, random_ids, randomised
 
@@ -108,7 +109,7 @@ def test_more_tokens_than_learned_positions_are_refused_with_both_numbers() -> N
 
 
 def test_an_unknown_switch_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"windows.*position, rope_theta, num_kv_heads, window"):
+    with pytest.raises(InputError, match=r"windows.*position, rope_theta, rope_fraction, num_kv_heads, window"):
         GPT2(*SIZES, windows=3)
     with pytest.raises(InputError, match="num_heads=5"):
         GPT2(11, 16, 16, 5, 20, 3)
@@ -120,6 +121,21 @@ def test_dropout_acts_in_training_alone() -> None:
     ids = random_ids(model, 2, 16)
     assert not torch.equal(model.train()(ids), model(ids))
     assert torch.equal(model.eval()(ids), without.eval()(ids))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler_available(torch.device("cpu")), reason="no compiler is here")
+def test_the_whole_model_compiles_into_one_graph_and_computes_the_same() -> None:
+    several = {"position": ("rope", "none"), "rope_fraction": 0.5, "window": (5, None), "qk_norm": True, "sinks": True}
+    model = randomised(GPT2(*SIZES[:-1], 2, **several), dtype=torch.float32)
+    ids, targets = random_ids(model, 2, 16), random_ids(model, 2, 16, seed=1)
+    loss, compiled = model(ids, targets), torch.compile(model, fullgraph=True)(ids, targets)
+    torch.testing.assert_close(compiled, loss, rtol=1e-5, atol=1e-5)
+    parameters = list(model.parameters())
+    for mine, eager in zip(
+        torch.autograd.grad(compiled, parameters), torch.autograd.grad(loss, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-5)
 
 
 # ---- initial weights ---------------------------------------------------------------------------------------------
@@ -204,7 +220,7 @@ def test_parameters_and_flops_are_those_that_enumeration_finds(config: GPT2Confi
     qkv = (c.num_heads + 2 * c.kv_heads) * D
     per_layer = C * qkv + C * C + 2 * C * F
     vectors = qkv + C + F + C + 2 * C if c.bias else 0
-    vectors += 2 * D if c.qk_norm else 0
+    vectors += (2 * D if c.qk_norm else 0) + (c.num_heads if c.sinks else 0)
     total = c.num_layers * (per_layer + vectors + 2 * C) + (2 * C if c.bias else C) + V * C
     total += (0 if c.tie_embeddings else V * C) + (c.max_seq_len * C if c.position == "learned" else 0)
     assert model.num_parameters() == total

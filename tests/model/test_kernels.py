@@ -51,7 +51,7 @@ def assert_equals_dense(qkv: list[Tensor], **how: Any) -> None:
     y, expected = (x * real[:, None, :, None] for x in (y, expected))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    inputs = qkv if added is None else [*qkv, added]
+    inputs = [*qkv, *(x for x in (added, how.get("sinks")) if x is not None)]
     gradients = torch.autograd.grad((y * weights).sum(), inputs)
     for mine, dense in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
         torch.testing.assert_close(mine, dense, rtol=0, atol=1e-11)
@@ -89,6 +89,59 @@ def test_blocks_against_their_band_are_the_dense_window(
     bias = torch.randn(1, heads, T, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     how = {} if biased == "no bias" else {"bias": bias.requires_grad_()}
     assert_equals_dense(random_qkv(seed, B, HK, T, T, 3), window=W, kernel="band", **how)
+
+
+def random_sinks(seed: int, H: int) -> Tensor:
+    return torch.randn(H, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).requires_grad_()
+
+
+@settings(max_examples=80)
+@given(
+    st.integers(0, 99),
+    st.integers(1, 2),
+    heads,
+    st.sampled_from([("causal", None), ("mask", None), ("mask", 3), ("band", 3), ("band", BLOCK + 1)]),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_sinks_join_the_denominator_in_every_kernel(
+    seed: int, B: int, HK: tuple[int, int], by: tuple[kernels.Kernel, int | None], more: int, biased: bool
+) -> None:
+    kernel, W = by
+    size, _, earlier = kernels.band_blocks(1, W or 1)
+    T = more + (max(W or 1, earlier * size) if kernel == "band" else 0)
+    how: dict[str, Any] = {"sinks": random_sinks(seed, HK[0]), "window": W}
+    if biased and kernel != "causal":
+        bias = torch.randn(1, HK[0], T, T, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        how["bias"] = bias.requires_grad_()
+    assert_equals_dense(random_qkv(seed, B, HK, T, T, 3), kernel=kernel, **how)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("W", [1, 70])
+def test_so_they_do_in_flexattention(W: int) -> None:
+    qkv = [x.detach() for x in random_qkv(0, 2, (4, 2), 300, 300, 16)]
+    sinks = random_sinks(0, 4).detach()
+    y = attend(*qkv, window=W, sinks=sinks, kernel="flex")
+    torch.testing.assert_close(y, dense_attention(*qkv, window=W, sinks=sinks), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "W"), [("causal", None), ("band", 70), ("mask", 70)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_sinks_may_be_wider_than_queries(kernel: kernels.Kernel, W: int | None, dtype: torch.dtype) -> None:
+    exact, sinks = [x.detach() for x in random_qkv(0, 2, (4, 2), 300, 300, 16)], random_sinks(0, 4).detach()
+    y = attend(*(x.to(dtype) for x in exact), window=W, sinks=sinks.float(), kernel=kernel)
+    assert y.dtype == dtype
+    expected = dense_attention(*exact, window=W, sinks=sinks)
+    torch.testing.assert_close(y.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_a_sink_that_outweighs_all_keys_leaves_nothing_and_one_that_weighs_nothing_changes_nothing() -> None:
+    for T, W in ((20, None), (20, 7), (LONG + 50, 7)):
+        qkv = random_qkv(0, 1, (2, 1), T, T, 3)
+        everything, nothing = (attend(*qkv, window=W, sinks=torch.full((2,), by)) for by in (-1e4, 1e4))
+        torch.testing.assert_close(everything, attend(*qkv, window=W), rtol=0, atol=1e-12)
+        assert not nothing.any()
 
 
 def test_values_can_have_another_width_than_keys_in_every_kernel() -> None:
@@ -229,6 +282,7 @@ def test_keys_from_a_cache_are_told_apart_by_their_positions(
     q_pos, k_pos = positions
     qkv = random_qkv(seed, 3, HK, q_pos.shape[1], k_pos.shape[1], D)
     assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W)
+    assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W, sinks=random_sinks(seed, HK[0]))
 
 
 @thorough
@@ -257,6 +311,7 @@ def test_one_new_token_reads_shared_keys_with_a_bias(
     qkv = random_qkv(seed, 2, HK, 1, keys, 4)
     assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W, bias=bias.requires_grad_())
     assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W)
+    assert_equals_dense(qkv, q_pos=q_pos, k_pos=k_pos, window=W, bias=bias, sinks=random_sinks(seed, HK[0]))
 
 
 def test_a_window_of_one_returns_each_tokens_own_value() -> None:

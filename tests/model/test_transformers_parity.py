@@ -13,6 +13,7 @@ from transformers import (
     GPTBigCodeForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
     MptConfig,
     MptForCausalLM,
     PreTrainedModel,
@@ -20,6 +21,7 @@ from transformers import (
     Starcoder2Config,
     Starcoder2ForCausalLM,
 )
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from gpt2lab.config import GPT2Config as Config
@@ -273,12 +275,27 @@ def test_normalised_queries_and_keys_are_qwen3s(kv_heads: int) -> None:
     assert_same_attention(ours, theirs)
 
 
-def assert_same_attention(ours: MultiHeadAttention, theirs: nn.Module) -> None:
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_sinks_are_those_of_gpt_oss(kv_heads: int) -> None:
+    switches = {"num_kv_heads": kv_heads, "position": "rope", "sinks": True}
+    ours = MultiHeadAttention(Config(V, CONTEXT, C, H, F, LAYERS, **switches), 0)
+    config = GptOssConfig(
+        hidden_size=C, num_attention_heads=H, num_key_value_heads=kv_heads, head_dim=C // H, attention_bias=True,
+        attn_implementation="eager",
+    )  # fmt: skip
+    theirs = GptOssAttention(config, 0)
+    share_random_attention(ours, theirs)
+    with torch.no_grad():
+        ours.mechanism.sinks.copy_(theirs.sinks)
+    assert_same_attention(ours, theirs, doubled=False)
+
+
+def assert_same_attention(ours: MultiHeadAttention, theirs: nn.Module, doubled: bool = True) -> None:
     """Output, and gradient of the input, of one layer with rotary positions."""
     x = torch.randn(2, CONTEXT, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     cos, sin = rotary_tables(torch.arange(CONTEXT)[None], C // H, 10_000.0, torch.float64)
     hidden = torch.full((CONTEXT, CONTEXT), float("-inf"), dtype=torch.float64).triu(1)[None, None]
-    twice = tuple(torch.cat((table, table), dim=-1)[:, 0] for table in (cos, sin))
+    twice = tuple(torch.cat((table, table) if doubled else (table,), dim=-1)[:, 0] for table in (cos, sin))
     expected = theirs(x, position_embeddings=twice, attention_mask=hidden)[0]
     y = ours(x, Reading(rotary=(cos, sin)))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)  # their norm computes in float32

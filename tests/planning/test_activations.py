@@ -48,6 +48,7 @@ def configs(draw: st.DrawFn, width: int) -> GPT2Config:
         num_kv_heads=share,
         window=draw(st.tuples(windows, windows)),
         qk_norm=draw(st.booleans()),
+        sinks=draw(st.booleans()),
         rope_fraction=draw(st.sampled_from([1.0, 0.5])),
         bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
@@ -81,9 +82,9 @@ def test_autograd_keeps_what_the_formulas_say(data: st.DataObject, rows: int, wi
 @pytest.mark.parametrize("num_kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("window", [40, 64, 70])  # the first blocks are longer than the first and the last of these
 @pytest.mark.parametrize("context", [288, 300])  # of whole blocks, or not
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("more", [(), ("qk_norm",), ("sinks",), ("qk_norm", "sinks")], ids="+".join)
 def test_so_it_does_of_windows_in_blocks(
-    context: int, window: int, num_kv_heads: int, rows: int, qk_norm: bool
+    context: int, window: int, num_kv_heads: int, rows: int, more: tuple[str, ...]
 ) -> None:
-    switches = {"num_kv_heads": num_kv_heads, "window": window, "qk_norm": qk_norm}
+    switches = {"num_kv_heads": num_kv_heads, "window": window} | dict.fromkeys(more, True)
     assert_counted(GPT2Config(65, context, 64, 4, 256, 1, **switches), rows, 4)

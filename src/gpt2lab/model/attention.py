@@ -43,16 +43,19 @@ class ScaledDotProductAttention(nn.Module):
         window: how many latest tokens are seen; sizes the cache. None: all.
         head_dim: width of a head, D.
         qk_norm: whether queries and keys are normalised.
+        sinks: a logit for each query head, (H,), that takes part in its softmax and reads nothing; None: none.
     """
 
     num_kv_heads: int
     window: int | None = None
     qk_norm = False
+    sinks: nn.Parameter | None
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.num_kv_heads = config.num_heads
         self.head_dim = config.head_dim
+        self.register_parameter("sinks", None)
 
     def before_rotation(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Change queries, keys and values as they were projected.
@@ -104,7 +107,7 @@ class ScaledDotProductAttention(nn.Module):
         sees, bool (B or 1, Tq, Tk), because all layers share the answer.
         """
         bias = self.bias if overrides(self, "bias") else None
-        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=bias, seen=seen)
+        return attend(q, k, v, q_pos, k_pos, window=self.window, bias=bias, sinks=self.sinks, seen=seen)
 
     def after_attention(self, x: Tensor, y: Tensor) -> Tensor:
         """Change what was read, y (B, H, T, D), before the heads are put together, such as by a gate that x opens."""
@@ -153,6 +156,17 @@ class QueryKeyNorm(ScaledDotProductAttention):
         return self.query_norm(q.to(wide)).to(q.dtype), self.key_norm(k.to(wide)).to(k.dtype), v
 
 
+class AttentionSinks(ScaledDotProductAttention):
+    """Each query head has a learned logit more in its softmax, which reads nothing: a head that finds nothing need not
+    look anywhere (gpt-oss: OpenAI 2025, arXiv:2508.10925, section 2; tokens that serve so: Xiao et al. 2023,
+    arXiv:2309.17453). It begins as a key whose score is 0.
+    """
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.sinks = nn.Parameter(torch.zeros(config.num_heads))
+
+
 Mechanism = type[ScaledDotProductAttention]
 
 
@@ -162,6 +176,7 @@ def built_in_mechanism(config: GPT2Config, layer: int) -> Mechanism:
         GroupQueryAttention: config.kv_heads != config.num_heads,
         SlidingWindowAttention: config.layer_window(layer) is not None,
         QueryKeyNorm: config.qk_norm,
+        AttentionSinks: config.sinks,
     }
     return _all_of(tuple(change for change, asked in changes.items() if asked))
 
@@ -219,6 +234,7 @@ def mechanism_of_layer(config: GPT2Config, layer: int, given: Mechanism | None) 
         ("num_kv_heads", mechanism.num_kv_heads, config.kv_heads, config.num_heads, GroupQueryAttention),
         ("window", mechanism.window, config.layer_window(layer), None, SlidingWindowAttention),
         ("qk_norm", mechanism.qk_norm, config.qk_norm, False, QueryKeyNorm),
+        ("sinks", mechanism.sinks is not None, config.sinks, False, AttentionSinks),
     ):
         if wanted not in (default, value):
             raise InputError(

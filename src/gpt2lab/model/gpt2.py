@@ -125,7 +125,7 @@ class GPT2(nn.Module):
             if self.mechanism_class is not None and ".mechanism." in name:
                 yield None
             elif parameter.dim() < 2:
-                yield torch.full(parameter.shape, 0.0 if name.endswith("bias") else 1.0)
+                yield torch.full(parameter.shape, 0.0 if name.endswith(("bias", "sinks")) else 1.0)
             else:
                 digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

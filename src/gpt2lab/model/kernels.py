@@ -1,7 +1,8 @@
 """The one place that computes attention: the fastest exact kernel for a shape.
 
 All kernels compute softmax(q kᵀ / √D + bias) v over the keys that a query may see: none from the future, none further
-back than the window (which counts the query itself), no empty slot of a cache. They are:
+back than the window (which counts the query itself), no empty slot of a cache. With sinks, each head has a logit more
+in its softmax, which belongs to no key. They are:
 
     causal   torch's fused kernel for everything earlier: a window that covers the text is no window
     band     blocks of queries, each against the stretch of keys that its windows cover: cost and memory grow with T·W
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from gpt2lab.errors import InputError
 
@@ -44,6 +45,7 @@ def attend(
     *,
     window: int | None = None,
     bias: Bias | None = None,
+    sinks: Tensor | None = None,
     seen: Tensor | None = None,
     kernel: Kernel | None = None,
 ) -> Tensor:
@@ -59,6 +61,7 @@ def attend(
         window: how many latest positions a query sees, its own included; None: all.
         bias: called with positions (of all tokens, or of some at a time), returns what is added to the scores,
             broadcast to (B, H, Tq, Tk), or None for nothing.
+        sinks: a logit for each query head, (H,), that joins the sum in the denominator of its softmax.
         seen: with positions, what :func:`visible` says of them, if that is known: bool (B or 1, Tq, Tk).
         kernel: to name one, as tests and benchmarks do; None: the fastest for this shape and device.
 
@@ -75,9 +78,8 @@ def attend(
     few_keys = min(length, window or length) < _FEW_KEYS
     if few_keys and q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
-            y = attend(
-                q.float(), k.float(), v.float(), q_pos, k_pos, window=window, bias=bias, seen=seen, kernel=kernel
-            )
+            wide = q.float(), k.float(), v.float()
+            y = attend(*wide, q_pos, k_pos, window=window, bias=bias, sinks=sinks, seen=seen, kernel=kernel)
         return y.to(q.dtype)
     if q_pos is None or k_pos is None:
         q_pos = k_pos = torch.arange(length, device=q.device)[None]
@@ -92,16 +94,16 @@ def attend(
         )
     match kernel or kernels[0]:
         case "causal":
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.shape[1] != q.shape[1])
+            return _attend_causal(q, k, v, sinks)
         case "band":
             assert window is not None
-            return _attend_band(q, k, v, window, bias)
+            return _attend_band(q, k, v, window, bias, sinks)
         case "flex":
             assert window is not None
-            return _attend_flex(q, k, v, window)
+            return _attend_flex(q, k, v, window, sinks)
         case "mask":
             mask = (visible(q_pos, k_pos, window) if seen is None else seen)[:, None]  # (B or 1, 1, Tq, Tk)
-            return _attend_masked(q, k, v, _with_bias(mask, bias, q_pos, k_pos, q.dtype))
+            return _attend_masked(q, k, v, _with_bias(mask, bias, q_pos, k_pos, q.dtype), sinks)
 
 
 def _able(q: Tensor, k: Tensor, v: Tensor, whole: bool, window: int | None, bias: Bias | None) -> list[Kernel]:
@@ -158,17 +160,51 @@ def _with_bias(mask: Tensor, bias: Bias | None, q_pos: Tensor, k_pos: Tensor, dt
     return mask if added is None else added.to(dtype).masked_fill(~mask, float("-inf"))
 
 
-def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _with_sink(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sink as a first key: one dimension more, in which it has 1 and the others 0, and queries have their sink.
+
+    Its value is 0, so that it only adds to the denominator, and every kernel can compute it, gradients included. Scores
+    are still to be divided by the √D of before, and what comes out to be cut to its width: values get a dimension more
+    as well, since fused kernels want one width for all.
+
+    Args:
+        q: (…, rows, D).
+        k: (…, keys, D).
+        v: (…, keys, E).
+        sinks: a logit for each row, broadcast to (…, rows, 1).
+    """
+    D = q.shape[-1]
+    own = (sinks * D**0.5).to(q.dtype).expand(*q.shape[:-1], 1)
+    k = F.pad(k, (0, 1, 1, 0))
+    k[..., 0, -1] = 1
+    return torch.cat((q, own), dim=-1), k, F.pad(v, (0, int(v.shape[-1] == D), 1, 0))
+
+
+def _attend_causal(q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None) -> Tensor:
+    shared, scale, E = k.shape[1] != q.shape[1], q.shape[-1] ** -0.5, v.shape[-1]
+    if sinks is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+    q, k, v = _with_sink(q, k, v, sinks[:, None, None])
+    q = F.pad(q, (0, 0, 1, 0))  # a query for the sink's place, so that all others see it, and what is before them
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared, scale=scale)[:, :, 1:, :E]
+
+
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, sinks: Tensor | None) -> Tensor:
     B, H, Tq, D = q.shape
-    K = k.shape[1]
+    K, E, scale = k.shape[1], v.shape[-1], None
+    if sinks is not None:
+        scale = D**-0.5
+        q, k, v = _with_sink(q, k, v, sinks[:, None, None])
+        mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)  # which is seen by all: True, or 0 is added
     if Tq == 1 and K != H:
         # One new token: the group becomes the query rows, (B, K, H/K, D) against (B, K, Tk, D), and no key is copied.
         rows = mask.reshape(-1, K, H // K, mask.shape[-1]) if mask.shape[1] == H else mask
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=rows).reshape(B, H, 1, -1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=K != H)
+        q = q.reshape(B, K, H // K, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=rows, scale=scale).reshape(B, H, 1, -1)[..., :E]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=K != H, scale=scale)[..., :E]
 
 
-def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None) -> Tensor:
+def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None, sinks: Tensor | None) -> Tensor:
     """Windowed attention in blocks: S queries against the keys of their own block and of the P blocks before it.
 
         keys       0  1  2  3  4  5        one block of a window of 4: S = 2, P = 2
@@ -188,7 +224,7 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
     q_first, q = q.split_with_sizes((begin, N * S - begin), dim=2)
     (k_first, k), (v_first, v) = (_stretches(x.view(B * K, N, S, x.shape[-1]), P) for x in (k, v))
     k_first, v_first = (x.view(B, K, begin, x.shape[-1]) for x in (k_first, v_first))
-    first = attend(_copied(q_first), k_first, v_first, window=window, bias=bias)
+    first = attend(_copied(q_first), k_first, v_first, window=window, bias=bias, sinks=sinks)
 
     q = _copied(q.reshape(B, K, G, N - P, S, D).transpose(2, 3)).view(B * K, N - P, G * S, D)
     masks = 1 if bias is None else N - P
@@ -202,8 +238,14 @@ def _attend_band(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Bias | None
     else:
         mask = mask.reshape(masks, K, G * S, -1).transpose(0, 1).repeat(B, 1, 1, 1)
 
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B·K, N-P, G·S, D)
-    y = y.view(B, K, N - P, G, S, v.shape[-1]).transpose(2, 3).reshape(B, H, N * S - begin, v.shape[-1])
+    E, scale = v.shape[-1], None
+    if sinks is not None:
+        scale = D**-0.5
+        of_rows = sinks.view(K, G).repeat_interleave(S, dim=1).repeat(B, 1)[:, None, :, None]  # (B·K, 1, G·S, 1)
+        q, k, v = _with_sink(q, k, v, of_rows)
+        mask = F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B·K, N-P, G·S, D)
+    y = y.view(B, K, N - P, G, S, -1)[..., :E].transpose(2, 3).reshape(B, H, N * S - begin, E)
     return torch.cat((first, y[:, :, : T - begin]), dim=2)
 
 
@@ -239,9 +281,15 @@ class _Stretches(torch.autograd.Function):
         return total, None
 
 
-def _attend_flex(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    blocks = _flex_blocks(q.shape[2], window, q.device)
-    return flex_attention(q, k, v, block_mask=blocks, enable_gqa=k.shape[1] != q.shape[1])
+def _attend_flex(q: Tensor, k: Tensor, v: Tensor, window: int, sinks: Tensor | None) -> Tensor:
+    blocks, shared = _flex_blocks(q.shape[2], window, q.device), k.shape[1] != q.shape[1]
+    if sinks is None:
+        return flex_attention(q, k, v, block_mask=blocks, enable_gqa=shared)
+    asked = AuxRequest(lse=True)
+    y, found = flex_attention(q, k, v, block_mask=blocks, enable_gqa=shared, return_aux=asked)
+    assert found.lse is not None  # (B, H, T)
+    share = (found.lse - sinks[:, None]).sigmoid()  # of the keys in the softmax: their sum, of itself and exp(sink)
+    return (y * share[..., None]).to(q.dtype)
 
 
 def _flex_blocks(length: int, window: int, device: torch.device) -> BlockMask:

@@ -113,38 +113,47 @@ def _kept_of_attention(config: GPT2Config, layer: int, rows: int, width: int) ->
     T, C, H, K, D = config.max_seq_len, config.embed_dim, config.num_heads, config.kv_heads, config.head_dim
     N, window = rows * T, config.layer_window(layer)
     kernel = _kernel(config, rows, T, window)
+    sink = int(config.sinks)  # which is a key, and a dimension, more
+    wide = D + sink
     kept: dict[str, int] = {}
     if config.qk_norm:  # (A GPU's fused norm keeps no more than its input and the roots.)
         kept["queries and keys, without their scale"] = FLOAT * N * (H + K) * D
         kept["roots of their mean squares"] = FLOAT * N * (H + K)
         if width < FLOAT:
-            kept["queries and keys, wide"] = FLOAT * N * (H + K) * D
+            kept["queries and keys, in float32"] = FLOAT * N * (H + K) * D
     if kernel == "band" and window is not None:
         S, blocks, P = band_blocks(T, window)
         first = P * S  # tokens that are a text of their own
+        keys = blocks * S  # of which stretches are views, but copies with a sink before them
+        if sink:
+            keys = first + 1 + (blocks - P) * ((P + 1) * S + 1)
         if config.qk_norm and width == FLOAT:
             kept["as they were projected"] = width * N * (H + 2 * K) * D
+        masked = _kernel(config, rows, first, window) == "mask"
         return kept | {
-            "queries, the first and those in blocks": width * rows * blocks * S * C,
-            "keys and values": 2 * width * rows * K * blocks * S * D,
-            "mask of a block": width * (H // K) * S * (P + 1) * S,
-            "mask of the first": width * first * first if _kernel(config, rows, first, window) == "mask" else 0,
-            "attended, the first and in blocks": width * rows * blocks * S * C,
+            "queries, the first and those in blocks": width * rows * H * blocks * S * wide,
+            "keys and values": 2 * width * rows * K * keys * wide,
+            "mask of a block": width * (H // K) * S * ((P + 1) * S + sink),
+            "mask of the first": width * first * (first + sink) if masked else 0,
+            "attended, the first and in blocks": width * rows * H * blocks * S * wide,
             "logarithms of sums": FLOAT * rows * blocks * S * H,
             "attended, heads side by side": width * N * C,
         }
+    queries = T + sink if kernel == "causal" else T
     kept |= {
-        "queries, keys and values": width * N * (H + 2 * K) * D,
-        "attended": width * N * C,
-        "logarithms of sums": FLOAT * N * H,
+        "queries, keys and values": width * rows * (H * queries + 2 * K * (T + sink)) * wide,
+        "attended": width * rows * H * queries * wide,
+        "logarithms of sums": FLOAT * rows * H * queries,
     }
-    if (
-        config.layer_position(layer) == "rope" or config.qk_norm
-    ):  # these lie head by head, so that their result has to be copied
-        kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
+    changed = config.layer_position(layer) == "rope" or config.qk_norm
+    if changed or sink:  # what lies head by head, so that its result has to be copied
         kept["attended, heads side by side"] = width * N * C
+    if changed and not sink:
+        kept["queries and keys, turned or normalised"] = width * N * (H + K) * D
+    if config.qk_norm and sink and width == FLOAT:
+        kept["as they were projected"] = width * N * (H + 2 * K) * D
     if kernel == "mask":
-        kept["mask"] = width * T * T
+        kept["mask"] = width * T * (T + sink)
     return kept
 
 
