@@ -1,13 +1,15 @@
 """The model, part by part: embeddings, attention, cache, block, and the whole GPT-2."""
 
 from gpt2lab.model.attention import (
+    AttentionSinks,
     GroupQueryAttention,
     MultiHeadAttention,
+    QueryKeyNorm,
     ScaledDotProductAttention,
     SlidingWindowAttention,
 )
 from gpt2lab.model.block import FeedForward, TransformerBlock
-from gpt2lab.model.cache import KeyValueCache
+from gpt2lab.model.cache import Cached, KeyValueCache
 from gpt2lab.model.causality import CausalityError, assert_causal
 from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.model.gpt2 import GPT2
@@ -15,12 +17,15 @@ from gpt2lab.model.kernels import attend
 
 __all__ = [
     "GPT2",
+    "AttentionSinks",
+    "Cached",
     "CausalityError",
     "FeedForward",
     "GPT2Embeddings",
     "GroupQueryAttention",
     "KeyValueCache",
     "MultiHeadAttention",
+    "QueryKeyNorm",
     "ScaledDotProductAttention",
     "SlidingWindowAttention",
     "TransformerBlock",
