@@ -8,9 +8,10 @@ the hash of what they load.
 
 import ast
 import importlib.util
+import symtable
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -71,7 +72,7 @@ def program_of(mechanism: Mechanism) -> str:
         if isinstance(value, ModuleType):
             parts.append(f"import {value.__name__} as {name}")
         elif (home := _home(value)) is not None:
-            parts.append(f"from {home} import {getattr(value, '__qualname__', name)} as {name}")
+            parts.append(f"from {home[0]} import {home[1]} as {name}")
         elif isinstance(value, type | FunctionType):
             write(name, value)
         elif _is_literal(value):
@@ -83,8 +84,9 @@ def program_of(mechanism: Mechanism) -> str:
         source = source_of(value)
         if not source:
             raise _cannot(mechanism, f"Python does not know the source of {name}")
-        there = _namespace(value)
-        for used in dict.fromkeys(_names(ast.parse(textwrap.dedent(source)))):
+        tree = ast.parse(textwrap.dedent(source))
+        there = _namespace(value, tree)
+        for used in _free_names(tree):
             if used in there and used != value.__name__:
                 need(used, there[used])
         parts.append(f"if True:\n{source}" if source[0].isspace() else source)  # the hash is of the source as it stands
@@ -95,16 +97,17 @@ def program_of(mechanism: Mechanism) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _home(value: object) -> str | None:
-    """The module that other processes can import a class or function from, by its own name."""
-    name = getattr(value, "__qualname__", None)
-    if not isinstance(name, str) or not name.isidentifier():
+def _home(value: object) -> tuple[str, str] | None:
+    """The module and the name by which other processes can import a class or function."""
+    of_python = isinstance(value, type | FunctionType)
+    name = getattr(value, "__qualname__" if of_python else "__name__", None)
+    if not isinstance(name, str):
         return None
     first = getattr(value, "__module__", None) or ""
-    others = [] if isinstance(value, type | FunctionType) else sorted(sys.modules, key=len)  # functions written in C
+    others = [] if of_python else sorted(sys.modules, key=len)  # a function written in C says less of itself
     for module in (first, *others):
         if module != "__main__" and _contents(module).get(name) is value and _can_be_found(module):
-            return module
+            return module, name
     return None
 
 
@@ -122,19 +125,19 @@ def _is_literal(value: object) -> bool:
         return False
 
 
-def _namespace(value: type | FunctionType) -> Mapping[str, object]:
+def _namespace(value: type | FunctionType, tree: ast.Module) -> Mapping[str, object]:
     """What the names in the source of a class or function mean."""
-    found: dict[str, object] = {}
-    if isinstance(value, type):
-        found |= {base.__name__: base for base in value.__mro__[1:-1]}
-    found |= _contents(value.__module__)
+    found = dict(_contents(value.__module__))
     for function in [value] if isinstance(value, FunctionType) else vars(value).values():
         if not isinstance(function, FunctionType):
             continue
         found |= function.__globals__
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         found |= {name: cell.cell_contents for name, cell in cells if name != "__class__"}
-    return {name: thing for name, thing in found.items() if not name.startswith("__")}
+    if isinstance(value, type) and isinstance(tree.body[0], ast.ClassDef):
+        bases = zip(tree.body[0].bases, value.__bases__, strict=False)
+        found |= {node.id: base for node, base in bases if isinstance(node, ast.Name)}
+    return found
 
 
 def _contents(module: str) -> Mapping[str, object]:
@@ -142,12 +145,17 @@ def _contents(module: str) -> Mapping[str, object]:
     return vars(sys.modules[module]) if module in sys.modules else {}
 
 
-def _names(node: ast.AST) -> Iterator[str]:
-    """The names that a source uses, those in annotations left out."""
-    if isinstance(node, ast.Name):
-        yield node.id
-    for field, child in ast.iter_fields(node):
-        if field not in ("annotation", "returns"):
-            for one in child if isinstance(child, list) else [child]:
-                if isinstance(one, ast.AST):
-                    yield from _names(one)
+def _free_names(tree: ast.Module) -> list[str]:
+    """The names that a source takes from around it; those in annotations, which are never looked up, left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(0)
+    tables, found = [symtable.symtable(ast.unparse(tree), "carried", "exec")], dict[str, None]()
+    for table in tables:
+        found |= {one.get_name(): None for one in table.get_symbols() if one.is_global() and one.is_referenced()}
+        tables += table.get_children()
+    return [*found]
