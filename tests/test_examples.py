@@ -25,10 +25,10 @@ def test_the_notebook_runs_from_top_to_bottom_and_answers() -> None:
     assert "this attention reads the future: position 0 reads 1" in printed
     assert "ALiBi is causal" in printed
     assert re.search(r"ALiBi minus original: [+-]0\.\d{4} nats .*: (better|worse|no difference shown)", printed)
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(pictures) == 1
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in data for data in shown) == 1
+    (table,) = [html for data in shown if "<table>" in (html := data.get("text/html", ""))]
+    assert "ALiBi</td><td>test_loss" in table
 
 
 @pytest.mark.slow
