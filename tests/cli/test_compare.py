@@ -504,8 +504,8 @@ def test_a_folder_without_a_comparison_has_no_report(command: Command, tmp_path:
 
 def test_help_explains_the_grid(command: Command) -> None:
     told = command("compare", "--help").out
-    for (
-        option
-    ) in "variants arm contexts seeds steps tokens minutes random match tune threads shard ray max-hours".split():
+    for option in (
+        "variants arm contexts seeds steps tokens minutes random match tune workers threads shard ray max-hours".split()
+    ):
         assert f"--{option}" in told
     assert main(["report", "--help"]) == 0

@@ -9,8 +9,6 @@ from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.report import tell_answers
 from gpt2lab.cli.screen import check_counts, errors
 from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, own_attention, random_arms, read_file, with_original
-from gpt2lab.comparison.run import compare as compare_models
-from gpt2lab.comparison.run import merged_options
 from gpt2lab.comparison.settings import GridSettings, Options, RunningSettings
 from gpt2lab.config import Variant
 from gpt2lab.errors import InputError
@@ -52,6 +50,9 @@ def compare(
     config
         YAML or TOML file with any of these options; flags override it.
     """
+    from gpt2lab.comparison.run import compare as compare_models
+    from gpt2lab.comparison.run import merged_options
+
     typed = given(options)
     check_counts(**{name: typed[name] for name in COUNTS if name in typed})
     if (minutes := typed.get("minutes", 1.0)) <= 0:

@@ -9,7 +9,6 @@ from gpt2lab.cli.screen import check_counts, console
 from gpt2lab.comparison.arms import own_attention
 from gpt2lab.comparison.outcome import Comparison
 from gpt2lab.comparison.report import answers
-from gpt2lab.comparison.run import report as make_report
 
 
 def report(
@@ -36,6 +35,8 @@ def report(
     arm
         The attention of an arm that has its own, for that timing: "name=file.py:ClassName". Can be repeated.
     """
+    from gpt2lab.comparison.run import report as make_report
+
     check_counts(rounds=rounds, threads=threads)
     own = own_attention(arm or ())
     tell_answers(make_report(folder, against=against, rounds=rounds, threads=threads, attentions=own))

@@ -254,8 +254,8 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
     workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
     hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
     console.print(
-        f"{len(cells)} cells: {len(asked.arms)} arms × {len(grid.contexts)} contexts × {grid.seeds} seeds, {workers} "
-        f"at once; about {_duration(hours)} for those that are left",
+        f"{len(cells)} cells: {len(asked.arms)} arms × {_count(len(grid.contexts), 'context')} × "
+        f"{_count(grid.seeds, 'seed')}, {_count(workers, 'worker')}; about {_duration(hours)} to go",
         highlight=False,
     )
     if hours > running.max_hours:
@@ -349,7 +349,11 @@ def _cells(
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours > 1.5 else f"{max(1, round(60 * hours))} minutes"
+    return f"{hours:.1f} hours" if hours > 1.5 else _count(max(1, round(60 * hours)), "minute")
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _shard(shard: str | None) -> tuple[int, int]:
