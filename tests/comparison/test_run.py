@@ -120,7 +120,7 @@ def test_results_without_run_folders_are_read_too(made: Path, tmp_path: Path) ->
     assert compare(tmp_path).results == compare(made).results
     found = report(tmp_path)
     assert (tmp_path / "report.html").exists()
-    assert (tmp_path / "results.json").read_bytes() == (made / "results.json").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "report.html"}
     assert found.folder == tmp_path
     assert report(tmp_path / "results.json").folder == tmp_path
     with pytest.raises(InputError, match="no models that could be timed"):

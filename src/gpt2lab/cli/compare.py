@@ -50,8 +50,8 @@ def compare(
     config
         YAML or TOML file with any of these options; flags override it.
     """
+    from gpt2lab.comparison.asking import merged_options
     from gpt2lab.comparison.run import compare as compare_models
-    from gpt2lab.comparison.run import merged_options
 
     typed = given(options)
     check_counts(**{name: typed[name] for name in COUNTS if name in typed})

@@ -20,7 +20,7 @@ def report(
     threads: int = 1,
     arm: Annotated[list[str] | None, Parameter(negative=())] = None,
 ) -> int:
-    """Make report.html, results.csv and results.json again from the run folders of a comparison, or from results.json.
+    """Make the report of a comparison again: from its run folders, or report.html from a results.json alone.
 
     Parameters
     ----------
@@ -47,5 +47,6 @@ def tell_answers(found: Comparison) -> None:
     """Print what can be said of the claims, and where the files are."""
     for answer in answers(found.results):
         console.print(f"{answer.says}\n  {answer.word}. {answer.sentence}", highlight=False, markup=False)
-    folder = found.folder
-    console.print(f"report   {folder / 'report.html'}\nresults  {folder / 'results.csv'} and .json", highlight=False)
+    for what, name in (("report", "report.html"), ("table", "results.csv"), ("data", "results.json")):
+        if (found.folder / name).exists():
+            console.print(f"{what:<6}  {found.folder / name}", highlight=False, markup=False)

@@ -32,18 +32,12 @@ def carry(mechanism: Mechanism, file: Path) -> str:
         out.write(program_of(mechanism).encode())
     spec = f"{file.resolve()}:{mechanism.__name__}"
     try:
-        same = describe_mechanism(_loaded(spec)) == describe_mechanism(mechanism)
+        same = describe_mechanism(load_attention(spec)) == describe_mechanism(mechanism)
     except InputError as error:
         raise _cannot(mechanism, str(error)) from None
     if not same:
         raise _cannot(mechanism, "its source cannot be found as it was typed")
     return spec
-
-
-def _loaded(spec: str) -> Mechanism:
-    found = load_attention(spec)
-    assert found is not None
-    return found
 
 
 def _cannot(mechanism: Mechanism, why: str) -> InputError:

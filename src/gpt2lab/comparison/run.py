@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from gpt2lab.comparison.arms import ARM_CHOICES, check_arms, check_claims, read_file, with_original
+from gpt2lab.comparison.arms import ARM_CHOICES, check_arms
+from gpt2lab.comparison.asking import Claims, asked_of, merged_options, named, part, with_own
 from gpt2lab.comparison.carry import carry
 from gpt2lab.comparison.cells import Task, is_finished, place_of, prepare, run_cells
 from gpt2lab.comparison.folder import (
@@ -29,21 +30,19 @@ from gpt2lab.comparison.folder import (
 )
 from gpt2lab.comparison.grid import Cell, best_rate, estimate_hours, plan, settle_steps, try_all, tuning_cells
 from gpt2lab.comparison.outcome import Comparison
-from gpt2lab.comparison.settings import Asked, Claim, GridSettings, Options, RunningSettings
+from gpt2lab.comparison.settings import Asked, GridSettings, Options, RunningSettings
 from gpt2lab.comparison.speed import time_arms
 from gpt2lab.config import Sizes, Variant, variant_switches
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
-from gpt2lab.model.attention import Mechanism, describe_mechanism
-from gpt2lab.options import given_options, meant, method_taking, options_of
+from gpt2lab.model.attention import describe_mechanism
+from gpt2lab.options import given_options, method_taking, options_of
 from gpt2lab.progress import Progress, shown
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
 
 REPORT = "report.html"
-
-Claims = Sequence[Claim | Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ def compare(arms: Mapping[str, Options] | str | Path, **given: Any) -> Compariso
     progress: Progress | None = given.pop("progress", None)
     claims, own = given.pop("claims", None), given.pop("attentions", None) or {}
     options = given_options((GridSettings, RunningSettings, *SETTINGS), given)
-    running = RunningSettings(**_part(options, RunningSettings))
+    running = RunningSettings(**part(options, RunningSettings))
     folder = None if isinstance(arms, Mapping) or Path(arms).is_file() else Path(arms)
     if folder is not None and not options.keys() - {"workers", "threads", "ray", "max_hours"} and _is_complete(folder):
         return Comparison(folder, read_results(folder))
-    named, declared, written = _named(arms)
-    named = _with_own(check_arms(named), own, named_by_folder=folder is not None)
-    asked, out = _asked(named, declared if claims is None else claims, merged_options(written, options))
+    given_arms, declared, written = named(arms)
+    checked = with_own(check_arms(given_arms), own, named_by_folder=folder is not None)
+    asked, out = asked_of(checked, declared if claims is None else claims, merged_options(written, options))
     with ExitStack() as stack:
         console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
         told = progress or stack.enter_context(shown(console))
@@ -111,8 +110,8 @@ def report(
     """Make the report of a comparison again: from its run folders, or from a ``results.json`` alone.
 
     Args:
-        path: folder of the comparison, or a ``results.json``, or the folder that holds one. ``report.html`` and
-            ``results.csv`` are written there, and ``results.json`` if there are run folders.
+        path: folder of the comparison, or a ``results.json``, or the folder that holds one. ``report.html`` is written
+            there, and ``results.csv`` and ``results.json`` if there are run folders.
         against: another comparison, likewise; the report then also tells what changed since.
         rounds: time all arms again before, in that many rounds.
         threads: CPU threads of that timing.
@@ -131,90 +130,14 @@ def report(
     if rounds:
         if not (path / COMPARISON).exists():
             raise InputError(f"{path} holds no models that could be timed; leave out --rounds")
-        own = {arm: _loaded(attention) for arm, attention in (attentions or {}).items()}
+        own = {arm: load_attention(attention) for arm, attention in (attentions or {}).items()}
         with ExitStack() as stack:
             told = progress or stack.enter_context(shown(Console()))
             time_arms(path, rounds, threads, own, told, again=True)
     found = Comparison(path if path.is_dir() else path.parent, read_results(path))
-    _write(found, earlier)
-    return found
-
-
-def _write(found: Comparison, earlier: Comparison | None = None) -> None:
-    """Write the files of a report into the folder of a comparison."""
-    write_results(found.folder, found.results)
+    if (path / COMPARISON).exists():  # else the file that was read stays as it is
+        write_results(found.folder, found.results)
     found.report(found.folder / REPORT, earlier)
-
-
-# What is asked
-
-
-def _named(
-    arms: Mapping[str, Options] | str | Path,
-) -> tuple[Mapping[str, Options], Claims, Mapping[str, Any]]:
-    """The arms, claims and options of Python, of a file, or of a folder that was asked before."""
-    if isinstance(arms, Mapping):
-        return arms, (), {}
-    if (path := Path(arms)).is_file():
-        named, claims, options = read_file(path)
-        return with_original(named), claims, options
-    before = read_asked(path)
-    written = given_options((GridSettings, *SETTINGS), before.options, str(path / COMPARISON))
-    return before.arms, before.claims, written
-
-
-def merged_options(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a file, and those that are given beside it, which count more.
-
-    A text or a length that is given takes the place of the file's, even if that is an option of another name.
-    """
-    alike = (("text", "corpus", "text_sha256"), ("steps", "tokens", "minutes", "max_steps"))
-    replaced = {name for names in alike if given.keys() & set(names) for name in names}
-    return {name: value for name, value in written.items() if name not in replaced} | dict(given)
-
-
-def _part(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    return {name: options[name] for name in options_of(kind) if name in options}
-
-
-def _asked(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, Any]) -> tuple[Asked, Path]:
-    """What is asked, checked, and the folder for it."""
-    shared = {name: value for name, value in options.items() if name in options_of(*SETTINGS)}
-    sizes = _part(options, GridSettings)
-    out = Path(shared.pop("out", None) or "runs/compare")
-    if (steps := shared.pop("max_steps", None)) is not None:  # the same by another name
-        sizes.setdefault("steps", steps)
-    grid = GridSettings(**sizes)
-    default = ModelSettings()
-    if any(shared.get(name, getattr(default, name)) != getattr(default, name) for name in ARM_CHOICES & {*shared}):
-        raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")
-    data, training = DataSettings(**_part(shared, DataSettings)), TrainerConfig(**_part(shared, TrainerConfig))
-    if training.max_epochs is not None:
-        raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
-    if data.validation_fraction == 0 or data.test_fraction == 0:
-        raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
-    return Asked(arms, check_claims(claims, arms, grid.contexts, next(iter(arms))), grid, shared), out
-
-
-def _with_own(
-    arms: Mapping[str, Options], own: Mapping[str, str | type], named_by_folder: bool
-) -> Mapping[str, Options]:
-    """The arms with their own attention, as the caller gives it."""
-    for arm in own:
-        if arm not in arms:
-            raise InputError(f"attentions names an arm {arm!r} that is not there{meant(arm, arms)}")
-    for arm, options in arms.items():
-        if named_by_folder and "attention" in options and arm not in own:
-            raise InputError(
-                f"the arm {arm} has an attention of its own, which is never run from a folder; give it again: "
-                f"attentions={{{arm!r}: …}}, or --config with the file that names it"
-            )
-    return {arm: {**options, "attention": own[arm]} if arm in own else options for arm, options in arms.items()}
-
-
-def _loaded(attention: str | type) -> Mechanism:
-    found = load_attention(attention)
-    assert found is not None
     return found
 
 
@@ -230,17 +153,14 @@ def _is_complete(folder: Path) -> bool:
     return all(is_finished(arm / f"seed-{seed}") for arm in left for seed in seeds)
 
 
-# What is done
-
-
 def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, progress: Progress) -> Comparison:
-    grid, training = asked.grid, TrainerConfig(**_part(asked.shared, TrainerConfig))
-    part, parts = _shard(running.shard)
-    if "minutes" in grid.budget and parts > 1:
+    grid, training = asked.grid, TrainerConfig(**part(asked.shared, TrainerConfig))
+    shard, shards = _shard(running.shard)
+    if "minutes" in grid.budget and shards > 1:
         raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
     before = _before(out, asked)
     with console.status("reading the text"):
-        text = Text.open(**dataclasses.asdict(DataSettings(**_part(asked.shared, DataSettings))))
+        text = Text.open(**dataclasses.asdict(DataSettings(**part(asked.shared, DataSettings))))
     console.print(text.describe(), highlight=False)
     shared = {**asked.shared, "text_sha256": text.corpus.sha256}
     planned = plan(shared, asked.arms, grid.contexts, text.tokenizer.vocab_size, grid.match)
@@ -249,7 +169,7 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
     settled = _settle(grid, planned, step_seconds, asked.baseline)
     if before is not None and before.grid.minutes == grid.minutes:  # the clock would give other numbers now
         settled |= before.settled_steps or {}
-    cells, tries = _cells(grid, training.seed, out, planned, step_seconds, settled, part, parts)
+    cells, tries = _cells(grid, training.seed, out, planned, step_seconds, settled, shard, shards)
     on_gpu = choose_device(training.device).type == "cuda"
     workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
     hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
@@ -283,10 +203,11 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
         for cell in cells:
             prepare(cell.folder, cell.settings, own.classes.get(cell.key[1]))
     failed |= run(cells)
-    if running.rounds and parts == 1 and all(is_finished(c.folder) or place_of(c.folder) in failed for c in cells):
+    if running.rounds and shards == 1 and all(is_finished(c.folder) or place_of(c.folder) in failed for c in cells):
         time_arms(out, running.rounds, running.threads, own.classes, progress)
     found = Comparison(out, collect(out), failed)
-    _write(found)
+    write_results(out, found.results)
+    found.report(out / REPORT)
     return found
 
 
@@ -299,7 +220,7 @@ class _OwnAttention:
 
     def __init__(self, arms: Mapping[str, Options], out: Path) -> None:
         given = {arm: spec for arm, options in arms.items() if isinstance(spec := options.get("attention"), str | type)}
-        self.classes = {arm: _loaded(spec) for arm, spec in given.items()}
+        self.classes = {arm: load_attention(spec) for arm, spec in given.items()}
         self.specs = {
             arm: spec if isinstance(spec, str) else carry(self.classes[arm], out / "attention" / f"{arm}.py")
             for arm, spec in given.items()
@@ -331,8 +252,8 @@ def _cells(
     planned: Mapping[Key, RunSettings],
     runnable: Collection[Key],
     steps: Mapping[int, int],
-    part: int,
-    parts: int,
+    shard: int,
+    shards: int,
 ) -> tuple[list[Cell], list[Cell]]:
     """The trainings of this shard: those that are compared, and before them those that choose a learning rate."""
     settings = {key: planned[key].trained_with(max_steps=steps[key[0]]) for key in planned if key in runnable}
@@ -342,7 +263,7 @@ def _cells(
         for key, of in settings.items()
     ]
     units = list(dict.fromkeys(cell.key if grid.tune else cell.folder for cell in cells))
-    mine = {unit for number, unit in enumerate(units) if number % parts == part - 1}
+    mine = {unit for number, unit in enumerate(units) if number % shards == shard - 1}
     cells = [cell for cell in cells if (cell.key if grid.tune else cell.folder) in mine]
     keys = {cell.key for cell in cells} if grid.tune else set()
     return cells, [cell for key in settings if key in keys for cell in tuning_cells(out, key, settings[key])]

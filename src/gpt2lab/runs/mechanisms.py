@@ -3,12 +3,19 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import overload
 
 from gpt2lab.errors import InputError
 from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import Mechanism, is_mechanism
 
 
+@overload
+def load_attention(spec: str | type) -> Mechanism: ...
+@overload
+def load_attention(spec: None) -> None: ...
+@overload
+def load_attention(spec: str | type | None) -> Mechanism | None: ...
 def load_attention(spec: str | type | None) -> Mechanism | None:
     """The class itself, or the one behind ``file.py:ClassName``: this runs the file, as the user asked.
 
