@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
 
 # No deadlines: machines are shared, and stall. No database: what an earlier run found must not change this one.
 settings.register_profile("repeat", deadline=None, database=None, derandomize=True)
-settings.register_profile("explore", deadline=None, database=None, max_examples=300, print_blob=True)
+settings.register_profile("explore", deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
