@@ -1,7 +1,7 @@
 """What every test shares: one thread a process, folders that are made once, and small texts.
 
 ``pytest --order-seed 7`` runs the tests in another order. ``HYPOTHESIS_PROFILE=explore`` lets Hypothesis look for new
-examples, more of them, and other ones with every ``--hypothesis-seed``; without it the examples are always the same.
+examples, other ones with every ``--hypothesis-seed``; without it the examples are always the same.
 """
 
 import os

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from gpt2lab.generation import stream as stream
     from gpt2lab.generation.runs import generate as generate
     from gpt2lab.model import GPT2 as GPT2
+    from gpt2lab.model import AttentionSinks as AttentionSinks
+    from gpt2lab.model import Cached as Cached
     from gpt2lab.model import CausalityError as CausalityError
     from gpt2lab.model import GPT2Embeddings as GPT2Embeddings
     from gpt2lab.model import GroupQueryAttention as GroupQueryAttention
     from gpt2lab.model import KeyValueCache as KeyValueCache
     from gpt2lab.model import MultiHeadAttention as MultiHeadAttention
+    from gpt2lab.model import QueryKeyNorm as QueryKeyNorm
     from gpt2lab.model import ScaledDotProductAttention as ScaledDotProductAttention
     from gpt2lab.model import SlidingWindowAttention as SlidingWindowAttention
     from gpt2lab.model import TransformerBlock as TransformerBlock

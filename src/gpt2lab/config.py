@@ -44,10 +44,15 @@ def spell_window(window: Window) -> str:
 
 def parse_position(value: Any) -> Any:
     """The position that is meant by ``"rope"``, ``"rope,rope,none"`` or a list such as ``["rope", "none"]``."""
-    if isinstance(value, str):
-        parts = tuple(part.strip() for part in value.split(","))
-        return parts[0] if len(parts) == 1 else parts
-    return tuple(value) if isinstance(value, list) else value
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    found = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
+    known = ("rope", "none") if len(found) > 1 else ("learned", "rope", "none")
+    if not found or not all(isinstance(one, str) and one in known for one in found):
+        raise InputError(
+            f"position is {value!r}; it has to be one of learned, rope, none, or several of the last two, for the "
+            "layers in turn"
+        )
+    return found[0] if isinstance(value, str) and len(found) == 1 else found if len(found) > 1 else value
 
 
 def spell_position(position: Position) -> str:

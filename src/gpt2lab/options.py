@@ -97,6 +97,8 @@ def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = 
         if name not in today:
             raise InputError(f"{place}there is no option {name!r}{meant(str(name), known, flags=True)}")
         kind, of = known[today[name]]
+        if today[name] in found:
+            raise InputError(f"{place}{name} and {today[name]} are the same option; give one of them")
         try:
             found[today[name]] = converted(today[name], kind, declared(of), value)
         except InputError as error:

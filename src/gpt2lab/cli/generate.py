@@ -3,19 +3,20 @@
 import json
 import sys
 import warnings
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
+from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors
 from gpt2lab.generation import Sampling
 from gpt2lab.generation.runs import generate_from_run
 from gpt2lab.runs.folder import Which
 
 
+@with_flags({"Sampling": Sampling}, defaults={"temperature": "0.8"})
 def generate_command(
     run: Path,
     /,
@@ -23,7 +24,7 @@ def generate_command(
     prompt: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     tokens: int = 500,
     num_samples: int = 1,
-    sampling: Annotated[Sampling, Parameter(name="*", group=Group("Sampling"))] = Sampling(temperature=0.8),  # noqa: B008
+    options: object = None,
     checkpoint: Which = "best",
     attention: str | None = None,
     device: str = "auto",
@@ -63,7 +64,7 @@ def generate_command(
             attention=attention,
             device=device,
             show=partial(print, end="", flush=True) if live else None,
-            **asdict(sampling),
+            **given(options),
         )
     if json_output:
         told = {"prompt": written.prompt, "texts": written.texts, "seconds": written.seconds}

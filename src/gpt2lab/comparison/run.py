@@ -20,6 +20,7 @@ from gpt2lab.comparison.folder import (
     CELL,
     COMPARISON,
     DISQUALIFIED,
+    RESULTS,
     Key,
     arm_folder,
     collect,
@@ -142,9 +143,11 @@ def report(
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a folder has nothing left to train; one that holds results alone has not."""
+    """Whether a folder has nothing left to train, to time or to tell; one that holds results alone has not."""
     if not (folder / COMPARISON).exists():
         return True
+    if not (folder / RESULTS).exists():  # they are written last
+        return False
     asked = read_asked(folder)
     first = int(str(asked.shared.get("seed", 0))) + 1
     arms = [arm_folder(folder, (context, arm)) for context in asked.grid.contexts for arm in asked.arms]

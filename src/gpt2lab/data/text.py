@@ -75,6 +75,8 @@ class Text:
 
     def tokens(self, part: Split | None = None, progress: Progress | None = None) -> Tokens:
         """Ids of a part, or of everything; ``progress`` hears of the bytes that are encoded."""
+        if part not in (None, *SPLITS):
+            raise InputError(f"split is {part!r}; it has to be one of {', '.join(SPLITS)}")
         start, stop = (0, self.parts["test"][1]) if part is None else self.parts[part]
         if start == stop:
             raise InputError(f"{self.corpus.name} was split without a {part} part; name another one with --split")

@@ -107,7 +107,7 @@ def _told(progress: Progress, what: str, total: int, done: int) -> None:
 
 @overload
 def evaluate(
-    of: GPT2,
+    model: GPT2,
     tokens: Tokens,
     tokenizer: Tokenizer,
     context_size: int | None = None,
@@ -115,7 +115,7 @@ def evaluate(
 ) -> Evaluation: ...
 @overload
 def evaluate(
-    of: str | Path,
+    model: str | Path,
     *,
     split: Split = "validation",
     text: str | Path | None = None,
@@ -125,10 +125,10 @@ def evaluate(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunEvaluation: ...
-def evaluate(of: GPT2 | str | Path, *arguments: Any, **options: Any) -> Evaluation | RunEvaluation:
+def evaluate(model: GPT2 | str | Path, *arguments: Any, **options: Any) -> Evaluation | RunEvaluation:
     """Measure a model on tokens (:func:`gpt2lab.evaluation.evaluate.evaluate`), or a run's folder on a part of its text
     (:func:`evaluate_run`).
     """
-    if isinstance(of, GPT2):
-        return evaluate_model(of, *arguments, **options)
-    return evaluate_run(of, *arguments, **options)
+    if isinstance(model, GPT2):
+        return evaluate_model(model, *arguments, **options)
+    return evaluate_run(model, *arguments, **options)

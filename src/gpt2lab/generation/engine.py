@@ -104,6 +104,8 @@ class Engine:
             raise InputError(f"the prompt has the shape {tuple(prompt.shape)}; it has to be (T,)")
         if len(prompt) == 0:
             raise InputError("a prompt is empty; give at least one token, such as a line break")
+        if prompt.is_floating_point():
+            raise InputError("the prompt has to be ids, which are whole numbers")
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; it has to be 1 or more")
         stops = [[int(id_) for id_ in sequence] for sequence in stop]
@@ -123,10 +125,17 @@ class Engine:
         """Write one token into every row; those that are finished leave.
 
         Raises:
-            InputError: the model's logits are not numbers.
+            InputError: the model's logits are not numbers. After that, or any other interruption, all rows are gone.
         """
         if not self._texts:
             return []
+        try:
+            return self._step()
+        except BaseException:  # some rows have been read and others have not
+            self._texts.clear()
+            raise
+
+    def _step(self) -> list[Token]:
         with torch.no_grad(), self.model.evaluating() if self.model.training else nullcontext():
             self._make_room()
             logits = self._read()  # (B, V)
@@ -168,7 +177,7 @@ class Engine:
                     warnings.warn(
                         f"the context of {self._context} tokens is full: the oldest half is dropped each time this "
                         "happens (a model with RoPE and a window in every layer would go on without)",
-                        stacklevel=3,
+                        stacklevel=4,
                     )
                 self._dropped = True
                 text.history = text.history[-((self._context + 1) // 2) :]

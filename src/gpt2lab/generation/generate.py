@@ -65,9 +65,9 @@ def stream(
     engine = Engine(model, max_rows=len(prompts))
     for row, prompt in enumerate(prompts):
         own = dataclasses.replace(sampling, seed=sampling.seed + row)
-        engine.add(prompt, own, max_tokens=num_tokens or 1)
+        engine.add(prompt, own, max_tokens=max(1, num_tokens))
     with model.evaluating():
-        while engine.rows and num_tokens:
+        while engine.rows and num_tokens > 0:
             yield torch.tensor([token.id for token in engine.step()], device=model.device)
 
 

@@ -16,6 +16,7 @@ from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.text import Decoder
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
+from gpt2lab.options import given_options
 from gpt2lab.runs.folder import Which, load
 from gpt2lab.runs.mechanisms import load_attention
 
@@ -76,13 +77,13 @@ def generate_from_run(
     ids = tokenizer.encode(prompt)
     if len(ids) == 0:
         raise InputError("--prompt is empty; give at least one character, such as a line break")
+    settings = Sampling(**given_options((Sampling,), {"temperature": 0.8} | sampling))
     if show is not None:
         show(prompt)
     written: list[Tensor] = []
     decoder = Decoder(tokenizer)
     started = time.perf_counter()
     try:
-        settings = Sampling(**({"temperature": 0.8} | sampling))
         for token in stream(model, [torch.from_numpy(ids)] * num_samples, tokens, settings):
             written.append(token)
             if show is not None:
@@ -95,10 +96,10 @@ def generate_from_run(
 
 
 @overload
-def generate(of: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tensor: ...
+def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tensor: ...
 @overload
 def generate(
-    of: str | Path,
+    model: str | Path,
     *,
     prompt: str | None = None,
     tokens: int = 500,
@@ -109,10 +110,10 @@ def generate(
     show: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Written: ...
-def generate(of: GPT2 | str | Path, *arguments: Any, **options: Any) -> Tensor | Written:
+def generate(model: GPT2 | str | Path, *arguments: Any, **options: Any) -> Tensor | Written:
     """Continue ids with a model (:func:`gpt2lab.generation.generate.generate`), or a prompt with a run's folder
     (:func:`generate_from_run`).
     """
-    if isinstance(of, GPT2):
-        return generate_ids(of, *arguments, **options)
-    return generate_from_run(of, *arguments, **options)
+    if isinstance(model, GPT2):
+        return generate_ids(model, *arguments, **options)
+    return generate_from_run(model, *arguments, **options)

@@ -8,43 +8,44 @@ import torch
 from torch import Tensor
 
 from gpt2lab.errors import InputError
+from gpt2lab.options import check, option
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. The filters apply in this order, each to what the ones before left.
+    """How the next token is drawn: a penalty, the temperature, then the filters, each on what the ones before left."""
 
-    Attributes:
-        repetition_penalty: logits of tokens that occurred already are divided by it if positive, else multiplied
-            (Keskar et al. 2019, arXiv:1909.05858, section 4.1).
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: only the k likeliest (and those equal to the last of them).
-        top_p: only the smallest set of likeliest tokens that holds at least this probability (Holtzman et al. 2020,
-            arXiv:1904.09751, section 3.1).
-        min_p: only tokens at least this likely relative to the likeliest (Nguyen et al. 2024, arXiv:2407.01082).
-        seed: row r of a batch draws its noise from ``seed + r``, one number per token, so that a text does not depend
-            on what else is in the batch.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int = 0
+    temperature: float = option(1.0, "divides the logits; 0 always takes the likeliest token.", least=0)
+    top_k: int | None = option(None, "only the k likeliest (and those equal to the last of them).", least=1)
+    top_p: float | None = option(
+        None,
+        "only the smallest set of likeliest tokens that holds at least this probability (Holtzman et al. 2020, "
+        "arXiv:1904.09751, section 3.1).",
+        above=0,
+        most=1,
+    )
+    min_p: float | None = option(
+        None,
+        "only tokens at least this likely relative to the likeliest (Nguyen et al. 2024, arXiv:2407.01082).",
+        least=0,
+        most=1,
+    )
+    repetition_penalty: float = option(
+        1.0,
+        "logits of tokens that occurred already are divided by it if positive, else multiplied (Keskar et al. 2019, "
+        "arXiv:1909.05858, section 4.1); 1 changes nothing.",
+        above=0,
+    )
+    seed: int = option(
+        0,
+        "of the noise: row r of a batch has the seed + r, and one number per token, so that a text does not depend on "
+        "what else is in the batch.",
+        least=0,
+        below=2**62,
+    )
 
     def __post_init__(self) -> None:
-        checks = (
-            (self.temperature >= 0 and math.isfinite(self.temperature), "temperature", "0 or more"),
-            (self.top_k is None or self.top_k >= 1, "top_k", "1 or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p", "above 0 and at most 1"),
-            (self.min_p is None or 0 <= self.min_p <= 1, "min_p", "between 0 and 1"),
-            (0 <= self.seed < 2**62, "seed", "0 or more and below 2^62"),
-            (0 < self.repetition_penalty < math.inf, "repetition_penalty", "above 0 (1 changes nothing)"),
-        )
-        for valid, name, meaning in checks:
-            if not valid:
-                raise InputError(f"{name} is {getattr(self, name)}; it has to be {meaning}")
+        check(self)
 
     def generators(self, rows: int) -> list[torch.Generator]:
         """The source of noise of each row of a batch."""

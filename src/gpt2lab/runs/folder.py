@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
@@ -96,6 +96,8 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
     Raises:
         InputError: the run does not exist, or has no checkpoint that is whole.
     """
+    if which not in get_args(Which):
+        raise InputError(f"checkpoint is {which!r}; it has to be one of {', '.join(get_args(Which))}")
     run = Path(run)
     found = checkpoints_of(run)
     if not found:

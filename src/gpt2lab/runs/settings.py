@@ -179,7 +179,7 @@ class TrainerConfig:
     )
     weight_decay: float = option(0.1, "weight decay, of matrices only.", least=0)
     betas: tuple[float, float] = option((0.8, 0.95), "AdamW's two betas.", least=0, below=1)
-    grad_norm_clip: float = option(1.0, "longest gradient, all parameters together; 0: any.", least=0)
+    grad_norm_clip: float = option(1.0, "the norm of all gradients is clipped to this; 0: no clipping.", least=0)
     eval_every: int = option(
         250,
         "steps between estimates of the validation loss; 0: only with checkpoints and at the end.",
@@ -200,8 +200,8 @@ class TrainerConfig:
     async_checkpoints: bool = option(False, "write checkpoints while training goes on.", on_resume=True)
     max_skips: int = option(
         10,
-        "a step whose gradients are not finite is skipped; after so many in a row (looked at every ten steps) the "
-        "training gives up.",
+        "a step whose gradients are not finite is skipped; training stops after this many skipped steps in a row (it "
+        "looks every ten steps).",
         least=1,
         on_resume=True,
     )
@@ -254,7 +254,7 @@ class StartSettings:
     """Where a training starts from, and who hears of it; besides ``init_from`` a run does not keep these."""
 
     config: str | Path | None = option(
-        None, "YAML or TOML file with any of these options; what is given beside it counts more.", in_comparison="none"
+        None, "YAML or TOML file with any of these options; flags override the file.", in_comparison="none"
     )
     resume: str | Path | None = option(
         None, "run folder to go on with, under its own settings; --max-steps makes it longer.", in_comparison="none"

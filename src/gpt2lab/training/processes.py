@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -169,7 +170,8 @@ def launch(processes: int, *command: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // processes))
     config = LaunchConfig(
         1,
         1,
@@ -182,7 +184,9 @@ def launch(processes: int, *command: str) -> int:
         shutdown_timeout=600,
     )
     logging.disable(logging.ERROR)  # the program itself says what is wrong
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it is for the processes; here it would end them without a word
+    # SIGUSR1 is for the processes; here it would end them without a word.
+    heeds = threading.current_thread() is threading.main_thread()  # no other one may set handlers
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if heeds else None
     try:
         elastic_launch(config, sys.executable)(*command)
     except SignalException as error:
@@ -192,4 +196,8 @@ def launch(processes: int, *command: str) -> int:
         return code if code > 0 else 128 - code
     finally:
         logging.disable(logging.NOTSET)
+        if heeds:
+            signal.signal(signal.SIGUSR1, before)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
     return 0

@@ -31,7 +31,7 @@ from gpt2lab.model import GPT2
 from gpt2lab.model.saving import read_config
 from gpt2lab.options import given_options, options_of, taking
 from gpt2lab.progress import shown
-from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, load
+from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, read_state
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import (
     SETTINGS,
@@ -100,6 +100,8 @@ def train(**given: Any) -> Run:
     progress = given.pop("progress", None)
     options = given_options((TrainOptions,), given)
     if options.get("processes") is not None and "RANK" not in os.environ:
+        if progress is not None:
+            raise InputError("progress hears of a training in this process only; leave it out, or processes")
         return _launched(options)
     console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
     merged = _with_file(options)
@@ -142,13 +144,14 @@ def _launched(options: dict[str, Any]) -> Run:
     code = launch(options)
     stopped = signal.Signals(code - 128) if code in (130, 143) else None
     if code != 0 and stopped is None:
-        raise TrainingError(f"the processes ended with exit code {code}; what they printed says why")
+        kind = InputError if code == 2 else TrainingError
+        raise kind(f"the processes ended with exit code {code}; what they printed says why")
     folder = Path(options.get("resume") or options["out"])
     attention = load_attention(options.get("attention"))
     model, tokenizer = load(folder, attention=attention, checkpoint="last")
-    last = read_metrics(folder / "metrics.jsonl")[-1]
-    loss = None if stopped else last.get("validation_loss")
-    return Run(folder, model, tokenizer, loss, last["step"], last["seconds"], stopped)
+    state = read_state(find_checkpoint(folder, "last", WEIGHTS))
+    loss = None if stopped else read_metrics(folder / "metrics.jsonl")[-1].get("validation_loss")
+    return Run(folder, model, tokenizer, loss, state.step, state.seconds, stopped)
 
 
 def _with_file(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +160,11 @@ def _with_file(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be used, or an option would make another run of one that goes on.
     """
+    if (config := options.get("config")) is not None:
+        written = given_options((StartSettings, *SETTINGS), read_settings(Path(config)), str(config))
+        if "text" in options or "corpus" in options:  # another text than the file's
+            written = {name: v for name, v in written.items() if name not in ("text", "corpus", "text_sha256")}
+        options = {**written, **options}
     if (resume := options.get("resume")) is not None:
         run = Path(resume)
         if options.get("out") is not None:
@@ -169,12 +177,7 @@ def _with_file(options: Mapping[str, Any]) -> dict[str, Any]:
         begun.pop("attention", None)  # a file that only a run folder names is never executed
         _refuse_other_settings(run, begun, options)
         return begun | dict(options)
-    if (config := options.get("config")) is None:
-        return dict(options)
-    written = given_options((StartSettings, *SETTINGS), read_settings(Path(config)), str(config))
-    if "text" in options or "corpus" in options:  # another text than the file's
-        written = {name: v for name, v in written.items() if name not in ("text", "corpus", "text_sha256")}
-    return written | dict(options)
+    return dict(options)
 
 
 def _refuse_other_settings(run: Path, begun: Mapping[str, Any], options: Mapping[str, Any]) -> None:
