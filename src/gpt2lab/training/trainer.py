@@ -69,8 +69,8 @@ class Trainer:
         test_dataset: measured every ``eval_every`` steps and at the end; or None.
         config: how to train.
         sinks: called with every record, in every process; for example a TensorBoard writer.
-        progress: called in the first process with all that there is to tell; None: it is shown in the terminal.
         console: the terminal; None: standard output.
+        progress: called in the first process with all that there is to tell; None: it is shown in the terminal.
 
     Raises:
         InputError: model and data do not fit each other.
@@ -86,8 +86,8 @@ class Trainer:
     test_dataset: Dataset[Pair] | None = None
     config: TrainerConfig = field(default_factory=TrainerConfig)
     sinks: list[Sink] = field(default_factory=list)
-    progress: Callable[[TrainingProgress], None] | None = None
     console: "Console | None" = None
+    progress: Callable[[TrainingProgress], None] | None = None
 
     def __post_init__(self) -> None:
         model, config = self.model, self.config
