@@ -70,12 +70,11 @@ def declared(of: Field[Any]) -> Option:
 
 def options_of(*kinds: type) -> dict[str, tuple[Any, Field[Any]]]:
     """Type and field of every option of these settings classes, by name."""
-    return {
-        of.name: (get_type_hints(kind)[of.name], of)
-        for kind in kinds
-        for of in dataclasses.fields(kind)
-        if "option" in of.metadata
-    }
+    found: dict[str, tuple[Any, Field[Any]]] = {}
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        found |= {of.name: (hints[of.name], of) for of in dataclasses.fields(kind) if "option" in of.metadata}
+    return found
 
 
 def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -138,7 +137,7 @@ def converted(name: str, kind: Any, about: Option, value: Any) -> Any:
         value = about.spellings.get(value.lower(), value)
     if about.parse is not None:
         return about.parse(value)
-    kinds = _alternatives(kind)
+    kinds = alternatives(kind)
     if value is None and type(None) in kinds:
         return None
     for one in kinds:
@@ -147,7 +146,7 @@ def converted(name: str, kind: Any, about: Option, value: Any) -> Any:
     raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
+def alternatives(kind: Any) -> tuple[Any, ...]:
     """The types of a union, or the one that it is."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
@@ -199,7 +198,7 @@ def check(settings: Any) -> None:
     """
     for name, (kind, of) in options_of(type(settings)).items():
         about, value = declared(of), getattr(settings, name)
-        kinds = _alternatives(kind)
+        kinds = alternatives(kind)
         if about.parse is not None or (value is None and type(None) in kinds):
             continue
         exact = not isinstance(value, str) or not {int, float, bool} & set(kinds)  # text is converted before, or wrong
@@ -223,7 +222,7 @@ def _within(value: Any, about: Option) -> bool:
 
 def expected(kind: Any, about: Option) -> str:
     """What a value has to be, in words: ``a whole number, 1 or more``."""
-    kinds = _alternatives(kind)
+    kinds = alternatives(kind)
     if get_origin(kind) is tuple:
         return f"{len(get_args(kind))} numbers, each {limits(about)}"
     choices = [str(choice) for one in kinds if get_origin(one) is Literal for choice in get_args(one)]

@@ -1,15 +1,14 @@
 """Flags from declarations: a command's options are made from the settings classes that declare them."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from gpt2lab.options import Option, converted, declared, options_of
+from gpt2lab.options import Option, alternatives, converted, declared, options_of
 
 Command = TypeVar("Command", bound=Callable[..., int])
 
@@ -49,8 +48,7 @@ def given(flags: object) -> dict[str, Any]:
 
 
 def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) -> Any:
-    alternatives = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    kinds = [kind for kind in alternatives if kind not in (type(None), type)]
+    kinds = [kind for kind in alternatives(hint) if kind not in (type(None), type)]
     kind = str if about.parse is not None or str in kinds else kinds[0]
     several = get_origin(kind) is tuple
     if several:
