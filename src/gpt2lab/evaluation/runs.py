@@ -1,7 +1,7 @@
 """Measuring a run on a part of its text, at several contexts: what ``gpt2lab evaluate`` tells."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +15,7 @@ from gpt2lab.evaluation.evaluate import evaluate as evaluate_model
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
 from gpt2lab.progress import Progress
-from gpt2lab.runs.folder import Which, load
+from gpt2lab.runs.folder import Which, load, open_text
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import RunSettings
 
@@ -77,8 +77,7 @@ def evaluate_run(
         raise InputError(f"{run}: {error}") from None
     model.to(choose_device(device))
     if text is None:
-        named = asdict(RunSettings.read(Path(run) / "config.yaml").data) | {"tokenizer": tokenizer}
-        source = Text.open(**named)
+        source = open_text(RunSettings.read(Path(run) / "config.yaml").data, tokenizer)
         tokens, name = source.tokens(split, progress), f"{source.corpus.name}, {split} part"
     else:
         source = Text.open(text=str(text), tokenizer=tokenizer)

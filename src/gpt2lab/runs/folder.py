@@ -20,14 +20,16 @@ import json
 import math
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
+from gpt2lab.runs.settings import DataSettings
 
 Which = Literal["best", "last"]
 
@@ -146,6 +148,11 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
     """
     model = GPT2.load(find_checkpoint(run, checkpoint, WEIGHTS), attention=attention)
     return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
+
+
+def open_text(data: DataSettings, tokenizer: Tokenizer | None = None) -> Text:
+    """The text that settings name, with the tokenizer of a run, or with one that is fitted on it."""
+    return Text.open(**(asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})))
 
 
 def checkpoints_of(run: Path) -> list[Path]:

@@ -73,6 +73,11 @@ class DataSettings:
         check(self)
 
 
+def spell_attention(attention: str | type | None) -> str | None:
+    """A user's mechanism as files name it."""
+    return f"{attention.__module__}:{attention.__qualname__}" if isinstance(attention, type) else attention
+
+
 @dataclass(frozen=True)
 class ModelSettings(Switches):
     """What is trained. :meth:`of` gives a switch that is not given the variant's value."""
@@ -96,7 +101,10 @@ class ModelSettings(Switches):
     )
     num_layers: int = option(3, "transformer blocks.", least=1)
     attention: str | type | None = option(
-        None, 'your own mechanism: "file.py:ClassName" (in Python the class itself).', in_comparison="arm"
+        None,
+        'your own mechanism: "file.py:ClassName" (in Python the class itself).',
+        in_comparison="arm",
+        spell=spell_attention,
     )
     random_config: bool = option(
         False, "draw sizes and switches at random; those that are given stay.", in_comparison="none"
@@ -318,8 +326,6 @@ class RunSettings:
         values = spelled(self.data) | spelled(self.model) | spelled(self.training)
         if self.data.text is not None:  # so that the run can be measured from any folder
             values["text"] = os.path.abspath(self.data.text)  # noqa: PTH100 (a glob is no path)
-        if isinstance(self.model.attention, type):
-            values["attention"] = f"{self.model.attention.__module__}:{self.model.attention.__qualname__}"
         if self.init_from is not None:
             values["init_from"] = str(Path(self.init_from).resolve())
         return {name: value for name, value in values.items() if value is not None and name != "out"}

@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gpt2lab.config import GPT2Config, random_architecture, variant_switches
+from gpt2lab.config import GPT2Config, random_architecture
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.text import Split, Text
 from gpt2lab.errors import InputError, TrainingError, tell
@@ -29,20 +29,12 @@ from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.model.saving import read_config
-from gpt2lab.options import given_options, options_of, taking
+from gpt2lab.options import given_options, taking
 from gpt2lab.progress import shown
-from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, read_state
+from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
+from gpt2lab.runs.given import merged_with_file, refuse_another_model
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import (
-    SETTINGS,
-    DataSettings,
-    ModelSettings,
-    RunSettings,
-    StartSettings,
-    TrainerConfig,
-    TrainOptions,
-    read_settings,
-)
+from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions
 from gpt2lab.training import processes
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.trainer import Trainer, TrainingResult
@@ -104,7 +96,7 @@ def train(**given: Any) -> Run:
             raise InputError("progress hears of a training in this process only; leave it out, or processes")
         return _launched(options)
     console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
-    merged = _with_file(options)
+    merged = merged_with_file(options)
     timeout = merged.get("timeout", TrainerConfig.timeout)
     with processes.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
         first = processes.rank() == 0
@@ -140,7 +132,7 @@ def launch(options: Mapping[str, Any]) -> int:
 
 def _launched(options: dict[str, Any]) -> Run:
     if options.get("resume") is None and options.get("out") is None:
-        options["out"] = _new_folder(RunSettings.of(_with_file(options)).model)
+        options["out"] = _new_folder(RunSettings.of(merged_with_file(options)).model)
     code = launch(options)
     stopped = signal.Signals(code - 128) if code in (130, 143) else None
     if code != 0 and stopped is None:
@@ -152,52 +144,6 @@ def _launched(options: dict[str, Any]) -> Run:
     state = read_state(find_checkpoint(folder, "last", WEIGHTS))
     loss = None if stopped else read_metrics(folder / "metrics.jsonl")[-1].get("validation_loss")
     return Run(folder, model, tokenizer, loss, state.step, state.seconds, stopped)
-
-
-def _with_file(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are given, and those of the file or run that one of them names.
-
-    Raises:
-        InputError: the file cannot be used, or an option would make another run of one that goes on.
-    """
-    if (config := options.get("config")) is not None:
-        written = given_options((StartSettings, *SETTINGS), read_settings(Path(config)), str(config))
-        if "text" in options or "corpus" in options:  # another text than the file's
-            written = {name: v for name, v in written.items() if name not in ("text", "corpus", "text_sha256")}
-        options = {**written, **options}
-    if (resume := options.get("resume")) is not None:
-        run = Path(resume)
-        if options.get("out") is not None:
-            raise InputError(f"--resume goes on in {run} itself; leave out --out")
-        if not checkpoints_of(run):
-            find_checkpoint(run, "last")  # tells that it is no run
-        path = run / "config.yaml"
-        begun = given_options((*SETTINGS, StartSettings), read_settings(path), str(path))
-        begun = {name: value for name, value in begun.items() if name in options_of(*SETTINGS)}
-        begun.pop("attention", None)  # a file that only a run folder names is never executed
-        _refuse_other_settings(run, begun, options)
-        return begun | dict(options)
-    return dict(options)
-
-
-def _refuse_other_settings(run: Path, begun: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuse options of text and training under which a run that goes on would be another one."""
-    known = options_of(DataSettings, TrainerConfig)
-    usual = RunSettings()
-    changed = {}
-    for name, value in options.items():
-        if name in known and not known[name][1].metadata["option"].on_resume:
-            part = usual.data if hasattr(usual.data, name) else usual.training
-            was = begun.get(name, getattr(part, name))
-            if name == "text" and value is not None:
-                value = os.path.abspath(value)  # noqa: PTH100, PLW2901 (a glob is no path)
-            if was != value:
-                changed[name] = f"{name} {was}, not {value}"
-    if changed:
-        raise InputError(
-            f"{run} was begun with {', '.join(changed.values())}; leave that out to go on, or begin a new run from its "
-            f"model: --init-from {run}"
-        )
 
 
 def _new_folder(model: ModelSettings) -> str:
@@ -234,16 +180,14 @@ def _set_up(
     if checkpoint is not None:
         config = read_config(checkpoint)
         tokenizer = load_tokenizer(run / "tokenizer.json")
-        _refuse_another_model("--resume", options, ModelSettings.describing(config, model.attention, model.variant))
     elif settings.init_from is not None:
         network, tokenizer = load(settings.init_from, attention=attention)
         config = network.config
-        _refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
+        refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
         learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
         data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
-        named = asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})
-        text = processes.first_then_others(lambda: Text.open(**named))
+        text = processes.first_then_others(partial(open_text, data, tokenizer))
     console.print(text.describe(), highlight=False)
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
@@ -273,21 +217,6 @@ def _set_up(
     training = replace(training, precision="bfloat16" if precise else "float32", compile="yes" if compiled else "no")
     data = replace(data, text_sha256=text.corpus.sha256)
     return trainer, text, RunSettings(data, described, training, settings.init_from)
-
-
-def _refuse_another_model(option: str, options: Mapping[str, Any], settled: ModelSettings) -> None:
-    """Refuse options of the model that ask for another one than there is."""
-    given = {name: value for name, value in options.items() if name in options_of(ModelSettings)}
-    given.pop("attention", None)  # which is compared by its hash
-    changed = [name for name, value in given.items() if name != "variant" and value != getattr(settled, name)]
-    if "variant" in given:
-        sizes = {name: getattr(settled, name) for name in ("context_size", "embed_dim", "num_heads")}
-        asked = ModelSettings.of({"variant": given["variant"]} | sizes)
-        usual = replace(asked, num_kv_heads=asked.num_kv_heads or asked.num_heads)
-        if any(getattr(usual, name) != getattr(settled, name) for name in variant_switches("modern", 64, 4)):
-            changed.append("variant")
-    if changed:
-        raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
 
 
 def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
