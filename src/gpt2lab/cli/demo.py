@@ -32,7 +32,7 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
         run = out / variant
         console.rule(f"training {variant}")
         begun = bool(checkpoints_of(run))
-        if begun and read_state(find_checkpoint(run, "last")).step >= max_steps:
+        if begun and read_state(find_checkpoint(run, "last", ("state.json",))).step >= max_steps:
             console.print(f"{run} is trained already")
             continue
         if begun:

@@ -22,13 +22,12 @@ from rich.console import Console
 from gpt2lab.comparison.folder import CELL, MEASUREMENTS
 from gpt2lab.comparison.measure import measure
 from gpt2lab.comparison.plain import loads, typed
-from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write
 from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.model.saving import read_config
 from gpt2lab.progress import Progress
-from gpt2lab.runs.folder import checkpoints_of, load, read_state
+from gpt2lab.runs.folder import checkpoints_of, load, open_text, read_state
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import RunSettings, read_settings
 from gpt2lab.training.metrics import read_metrics
@@ -100,10 +99,9 @@ def only_tunes(folder: Path) -> bool:
 
 
 def _is_trained(folder: Path) -> bool:
-    if not checkpoints_of(folder):
-        return False
-    last = checkpoints_of(folder)[-1]  # that it is whole is seen when it is loaded
-    return read_state(last).step >= int(read_settings(folder / CELL)["max_steps"])
+    if not (found := checkpoints_of(folder)):
+        return False  # of the last one: that it is whole is seen when it is loaded
+    return read_state(found[-1]).step >= int(read_settings(folder / CELL)["max_steps"])
 
 
 def run_cell(task: Task) -> int:
@@ -125,7 +123,7 @@ def run_cell(task: Task) -> int:
                 return status
         model, tokenizer = load(folder, attention=attention, checkpoint="last")
         settings = RunSettings.read(folder / "config.yaml")
-        text = Text.open(**(dataclasses.asdict(settings.data) | {"tokenizer": tokenizer}))
+        text = open_text(settings.data, tokenizer)
         measured = measure(model, tokenizer, text.tokens("test"), seed=settings.training.seed)
         with atomic_write(folder / MEASUREMENTS) as file:
             file.write(json.dumps(dataclasses.asdict(measured), allow_nan=False).encode())

@@ -12,6 +12,7 @@ runs/compare/
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -22,7 +23,8 @@ from gpt2lab.comparison.results import CellResult, Disqualified, Results, Timing
 from gpt2lab.comparison.settings import Asked
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
-from gpt2lab.runs.folder import find_checkpoint, read_state
+from gpt2lab.runs.folder import TrainingState, find_checkpoint, read_state
+from gpt2lab.runs.records import Record
 from gpt2lab.runs.settings import RunSettings, read_settings
 from gpt2lab.training.metrics import read_metrics
 
@@ -96,8 +98,9 @@ def collect(out: Path) -> Results:
     planned = [cell for cell in planned if _place(cell)[0] in contexts and _place(cell)[1] in order]
     planned.sort(key=lambda cell: (_place(cell)[0], order[_place(cell)[1]], _place(cell)[2]))
     finished = [cell for cell in planned if (cell / MEASUREMENTS).exists()]
-    curves = {_place(cell): _curve(cell) for cell in finished}
-    cells = [_result(cell, curves[_place(cell)], _target(curves, cell, asked.baseline)) for cell in finished]
+    told = {cell: _training(cell) for cell in finished}
+    ends = {_place(cell): training.curve[-1][1] for cell, training in told.items() if training.curve}
+    cells = [_result(cell, training, _target(ends, cell, asked.baseline)) for cell, training in told.items()]
     speed = read_speed(out)
     return Results(
         settings=asked,
@@ -124,29 +127,34 @@ def _disqualified(path: Path) -> Disqualified:
     return typed(Disqualified, read_json(dict[str, object], path) | about, str(path))
 
 
-def _curve(cell: Path) -> list[tuple[int, float]]:
-    """Tokens and estimated validation loss on the way."""
+class _Training(NamedTuple):
+    """What the training of a cell left: its last record, its state, and (tokens, estimated validation loss)."""
+
+    last: Record | None
+    state: TrainingState
+    curve: list[tuple[int, float]]
+
+
+def _training(cell: Path) -> _Training:
     records = read_metrics(cell / "metrics.jsonl")
-    curve = [(r["tokens"], r["validation_loss"]) for r in records if r.get("validation_is_estimate")]
     state = read_state(find_checkpoint(cell, "last", ("state.json",)))
+    curve = [(r["tokens"], r["validation_loss"]) for r in records if r.get("validation_is_estimate")]
     if state.validation_loss is not None:  # an estimate like those before it; the last record has the exact one
         curve.append((state.tokens, state.validation_loss))
-    return curve
+    return _Training(records[-1] if records else None, state, curve)
 
 
-def _target(curves: dict[tuple[int, str, int], list[tuple[int, float]]], cell: Path, baseline: str) -> float | None:
+def _target(ends: dict[tuple[int, str, int], float], cell: Path, baseline: str) -> float | None:
     """The loss that the baseline's training with the same seed came down to."""
     context, _, seed = _place(cell)
-    curve = curves.get((context, baseline, seed))
-    return curve[-1][1] if curve else None
+    return ends.get((context, baseline, seed))
 
 
-def _result(cell: Path, curve: list[tuple[int, float]], target: float | None) -> CellResult:
+def _result(cell: Path, training: _Training, target: float | None) -> CellResult:
     """One cell's row: its place in the grid, and what was measured."""
     context, arm, seed = _place(cell)
+    last, state, curve = training
     measured = read_json(Measurements, cell / MEASUREMENTS)
-    records = read_metrics(cell / "metrics.jsonl")
-    last = records[-1] if records else None
     if last is None or "validation_loss" not in last or last.get("validation_is_estimate"):
         raise InputError(f"{cell} ended before it knew its exact validation loss; delete it, and run the same command")
     settings = RunSettings.read(cell / CELL)
@@ -155,7 +163,6 @@ def _result(cell: Path, curve: list[tuple[int, float]], target: float | None) ->
     by_distance = measured.attention_by_distance
     if by_distance is not None:  # the bulk of it all, and only drawn
         by_distance = [[round(weight, 6) for weight in layer] for layer in by_distance]
-    state = read_state(find_checkpoint(cell, "last", ("state.json",)))
     return CellResult(
         context=context,
         arm=arm,

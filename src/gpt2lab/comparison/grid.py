@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -22,9 +23,9 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2, CausalityError, assert_causal
+from gpt2lab.model.attention import Mechanism
 from gpt2lab.options import given_options
 from gpt2lab.progress import Progress
-from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, ModelSettings, RunSettings
 from gpt2lab.training import Trainer
 from gpt2lab.training.metrics import read_metrics
@@ -45,7 +46,12 @@ class Cell:
 
 
 def plan(
-    shared: Options, arms: Mapping[str, Options], contexts: Sequence[int], vocab_size: int, match: Match
+    shared: Options,
+    arms: Mapping[str, Options],
+    contexts: Sequence[int],
+    vocab_size: int,
+    match: Match,
+    own: Mapping[str, Mechanism] = MappingProxyType({}),
 ) -> dict[Key, RunSettings]:
     """Settings of every arm at every context, without the seed and the steps.
 
@@ -55,6 +61,7 @@ def plan(
         contexts: sizes; the batches of the first are as large as ``shared`` says, the others have as many tokens.
         vocab_size: of the text.
         match: in what every arm is made equal to the baseline.
+        own: the arms' own attention, by arm.
 
     Raises:
         InputError: an arm that cannot be built, cannot be matched, or is the same as another one.
@@ -66,8 +73,7 @@ def plan(
         for name, options in arms.items():
             try:
                 settings = _settings(shared, options, context, contexts[0])
-                attention = load_attention(settings.model.attention)
-                model = GPT2.from_config(settings.model.config(vocab_size), attention=attention)
+                model = GPT2.from_config(settings.model.config(vocab_size), attention=own.get(name))
                 baseline = baseline or model
                 config = model.config if match == "none" else _matched(model, baseline, match)
             except (InputError, TypeError) as error:
@@ -119,7 +125,13 @@ def _identity(config: GPT2Config, settings: RunSettings) -> str:
 
 
 def try_all(
-    planned: Mapping[Key, RunSettings], text: Text, out: Path, threads: int, console: Console, progress: Progress
+    planned: Mapping[Key, RunSettings],
+    own: Mapping[str, Mechanism],
+    text: Text,
+    out: Path,
+    threads: int,
+    console: Console,
+    progress: Progress,
 ) -> dict[Key, float]:
     """Seconds of a training step of every arm that does not read the future; the others are noted and left out."""
     found: dict[Key, float] = {}
@@ -131,7 +143,7 @@ def try_all(
             note = arm_folder(out, key) / DISQUALIFIED
             note.unlink(missing_ok=True)
             try:
-                found[key] = _try_out(settings, train[key[0]])
+                found[key] = _try_out(settings, own.get(key[1]), train[key[0]])
             except CausalityError as error:
                 console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
                 note.parent.mkdir(parents=True, exist_ok=True)
@@ -143,8 +155,7 @@ def try_all(
     return found
 
 
-def _try_out(settings: RunSettings, train: TokenDataset) -> float:
-    attention = load_attention(settings.model.attention)
+def _try_out(settings: RunSettings, attention: Mechanism | None, train: TokenDataset) -> float:
     config = settings.model.config(train.vocab_size)
     model = GPT2.from_config(config, attention=attention, seed=settings.training.seed)
     if config.max_seq_len <= PROBED_WHOLE:

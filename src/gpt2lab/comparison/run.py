@@ -34,12 +34,12 @@ from gpt2lab.comparison.outcome import Comparison
 from gpt2lab.comparison.settings import Asked, GridSettings, Options, RunningSettings
 from gpt2lab.comparison.speed import time_arms
 from gpt2lab.config import Sizes, Variant, variant_switches
-from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
-from gpt2lab.model.attention import describe_mechanism
+from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.options import given_options, method_taking, options_of
 from gpt2lab.progress import Progress, shown
+from gpt2lab.runs.folder import open_text
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
 
@@ -163,12 +163,17 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
         raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
     before = _before(out, asked)
     with console.status("reading the text"):
-        text = Text.open(**dataclasses.asdict(DataSettings(**part(asked.shared, DataSettings))))
+        text = open_text(DataSettings(**part(asked.shared, DataSettings)))
     console.print(text.describe(), highlight=False)
     shared = {**asked.shared, "text_sha256": text.corpus.sha256}
-    planned = plan(shared, asked.arms, grid.contexts, text.tokenizer.vocab_size, grid.match)
-    own = _OwnAttention(asked.arms, out)
-    step_seconds = try_all(planned, text, out, running.threads, console, progress)
+    given = _own_attention(asked.arms)
+    own = _loaded(given)
+    planned = plan(shared, asked.arms, grid.contexts, text.tokenizer.vocab_size, grid.match, own)
+    specs = {  # how the processes of the cells name them
+        arm: spec if isinstance(spec, str) else carry(own[arm], out / "attention" / f"{arm}.py")
+        for arm, spec in given.items()
+    }
+    step_seconds = try_all(planned, own, text, out, running.threads, console, progress)
     settled = _settle(grid, planned, step_seconds, asked.baseline)
     if before is not None and before.grid.minutes == grid.minutes:  # the clock would give other numbers now
         settled |= before.settled_steps or {}
@@ -187,12 +192,12 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
             "smaller, share it out with --shard, or allow more"
         )
     for cell in tries or cells:
-        prepare(cell.folder, cell.settings, own.classes.get(cell.key[1]))
+        prepare(cell.folder, cell.settings, own.get(cell.key[1]))
     written = dataclasses.replace(asked, shared=_written(shared), settled_steps=settled if grid.minutes else None)
     save_asked(out, written)
 
     def run(these: Sequence[Cell]) -> dict[str, str]:
-        tasks = [own.task(cell) for cell in these]
+        tasks = [_task(cell, own, specs) for cell in these]
         return run_cells(tasks, running.threads, workers, running.ray, console, progress)
 
     failed = run(tries)
@@ -204,37 +209,38 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
             if (rate := rates[cell.key]) is not None
         ]
         for cell in cells:
-            prepare(cell.folder, cell.settings, own.classes.get(cell.key[1]))
+            prepare(cell.folder, cell.settings, own.get(cell.key[1]))
     failed |= run(cells)
     if running.rounds and shards == 1 and all(is_finished(c.folder) or place_of(c.folder) in failed for c in cells):
-        time_arms(out, running.rounds, running.threads, own.classes, progress)
+        time_arms(out, running.rounds, running.threads, own, progress)
     found = Comparison(out, collect(out), failed)
     write_results(out, found.results)
     found.report(out / REPORT)
     return found
 
 
-class _OwnAttention:
-    """The arms' own attention: the classes, and how the processes of their cells are told of them.
+def _own_attention(arms: Mapping[str, Options]) -> dict[str, str | type]:
+    """What the arms have as attention of their own: a class, or its file and name."""
+    return {arm: spec for arm, options in arms.items() if isinstance(spec := options.get("attention"), str | type)}
 
-    Attributes:
-        classes: by arm.
-    """
 
-    def __init__(self, arms: Mapping[str, Options], out: Path) -> None:
-        given = {arm: spec for arm, options in arms.items() if isinstance(spec := options.get("attention"), str | type)}
-        self.classes = {arm: load_attention(spec) for arm, spec in given.items()}
-        self.specs = {
-            arm: spec if isinstance(spec, str) else carry(self.classes[arm], out / "attention" / f"{arm}.py")
-            for arm, spec in given.items()
-        }
+def _loaded(given: Mapping[str, str | type]) -> dict[str, Mechanism]:
+    """The classes of the arms."""
+    found: dict[str, Mechanism] = {}
+    for arm, spec in given.items():
+        try:
+            found[arm] = load_attention(spec)
+        except InputError as error:
+            raise InputError(f"the arm {arm} cannot be made: {error}") from None
+    return found
 
-    def task(self, cell: Cell) -> Task:
-        """What the process of a cell is told."""
-        if (mechanism := self.classes.get(cell.key[1])) is None:
-            return Task(str(cell.folder))
-        described = describe_mechanism(mechanism)
-        return Task(str(cell.folder), self.specs[cell.key[1]], described, tuple(place for place in sys.path if place))
+
+def _task(cell: Cell, own: Mapping[str, Mechanism], specs: Mapping[str, str]) -> Task:
+    """What the process of a cell is told."""
+    if (mechanism := own.get(cell.key[1])) is None:
+        return Task(str(cell.folder))
+    paths = tuple(place for place in sys.path if place)
+    return Task(str(cell.folder), specs[cell.key[1]], describe_mechanism(mechanism), paths)
 
 
 def _settle(

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from gpt2lab.comparison.plain import typed
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, given_options, option, options_of, spelled
+from gpt2lab.runs.settings import spell_attention
 
 BASELINE = "original"  # of the command line; in Python it is the first arm that is given
 
@@ -151,14 +152,17 @@ class Asked:
     @property
     def options(self) -> dict[str, Any]:
         """Those of the grid and of all arms, under the names of the flags."""
-        grid = {name: value for name, value in spelled(self.grid).items() if value is not None}
-        return grid | dict(self.shared)
+        return self._grid | dict(self.shared)
+
+    @property
+    def _grid(self) -> dict[str, Any]:
+        return {name: value for name, value in spelled(self.grid).items() if value is not None}
 
     def values(self) -> dict[str, Any]:
         """The same as YAML and JSON have it."""
         usual = {of.name: of.default for of in fields(Claim)}
         claims = [{n: v for n, v in asdict(claim).items() if v != usual[n]} for claim in self.claims]
-        grid = {name: value for name, value in spelled(self.grid).items() if value is not None}
+        grid = self._grid
         budget = {name: grid.pop(name) for name in self.grid.budget}
         settled = {} if self.settled_steps is None else {"settled_steps": dict(self.settled_steps)}
         arms = {name: {n: plain(v) for n, v in options.items()} for name, options in self.arms.items()}
@@ -190,7 +194,7 @@ class Asked:
 def plain(value: object) -> object:
     """A value of an option as YAML has it."""
     if isinstance(value, type):
-        return f"{value.__module__}:{value.__qualname__}"
+        return spell_attention(value)
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value

@@ -12,17 +12,16 @@ import torch
 from rich.console import Console
 
 from gpt2lab.comparison.cells import is_finished
-from gpt2lab.comparison.folder import CELL, SPEED, read_speed
+from gpt2lab.comparison.folder import SPEED, read_speed
 from gpt2lab.comparison.measure import measure_speed
 from gpt2lab.comparison.results import Timing
-from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import describe_machine
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.progress import Progress
-from gpt2lab.runs.folder import load
-from gpt2lab.runs.settings import RunSettings, TrainerConfig
+from gpt2lab.runs.folder import load, open_text
+from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training import Trainer
 
 
@@ -79,7 +78,7 @@ def time_arms(
 
 def _trainers(arms: Mapping[str, Path], own: Mapping[str, Mechanism]) -> dict[str, Trainer]:
     """Trainers that go on with a cell of each arm of a context, whose text they share."""
-    settings = {arm: RunSettings.read(cell / CELL) for arm, cell in arms.items()}
+    settings = {arm: RunSettings.read(cell / "config.yaml") for arm, cell in arms.items()}
     for arm, about in settings.items():
         if about.model.attention is not None and arm not in own:
             raise InputError(
@@ -88,13 +87,9 @@ def _trainers(arms: Mapping[str, Path], own: Mapping[str, Mechanism]) -> dict[st
             )
     loaded = {arm: load(cell, attention=own.get(arm), checkpoint="last") for arm, cell in arms.items()}
     first, (model, tokenizer) = next(iter(loaded.items()))
-    data = dataclasses.asdict(RunSettings.read(arms[first] / "config.yaml").data)
-    dataset = Text.open(**data | {"tokenizer": tokenizer}).dataset("train", model.config.max_seq_len)
+    dataset = open_text(settings[first].data, tokenizer).dataset("train", model.config.max_seq_len)
+    training = {arm: dataclasses.replace(about.training, out=None) for arm, about in settings.items()}
     return {
-        arm: Trainer(model, dataset, None, _training(arms[arm]), console=Console(quiet=True))
+        arm: Trainer(model, dataset, None, training[arm], console=Console(quiet=True))
         for arm, (model, _) in loaded.items()
     }
-
-
-def _training(cell: Path) -> TrainerConfig:
-    return dataclasses.replace(RunSettings.read(cell / "config.yaml").training, out=None)

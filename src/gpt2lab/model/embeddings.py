@@ -17,6 +17,7 @@ class GPT2Embeddings(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
+        self.rotates = config.rotates
         self.token = nn.Embedding(config.vocab_size, config.embed_dim)
         if config.position == "learned":
             self.position = nn.Embedding(config.max_seq_len, config.embed_dim)
@@ -36,7 +37,7 @@ class GPT2Embeddings(nn.Module):
         if self.config.position == "learned":
             hidden = hidden + self.position(positions.clamp(min=0))
         rotary = None
-        if self.config.rotates:
+        if self.rotates:
             rotary = rotary_tables(positions, self.config.rotary_dim, self.config.rope_theta, hidden.dtype)
         return self.dropout(hidden), rotary
 
