@@ -1,21 +1,20 @@
 """The public names: each is there, and nothing is loaded before it is asked for."""
 
-import ast
+import dataclasses
+import inspect
 import subprocess
 import sys
-from pathlib import Path
+import typing
+from collections.abc import Callable
 
 import pytest
 
 import gpt2lab
-
-
-def test_what_type_checkers_see_is_what_there_is() -> None:
-    tree = ast.parse(Path(gpt2lab.__file__).read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert seen == gpt2lab._HOME_OF
-    assert gpt2lab.__all__ == sorted(seen)
+from gpt2lab.evaluation import runs as evaluation
+from gpt2lab.evaluation.settings import EvaluateOptions
+from gpt2lab.generation import Sampling
+from gpt2lab.generation import runs as generation
+from gpt2lab.generation.settings import GenerateOptions
 
 
 @pytest.mark.parametrize("name", gpt2lab.__all__)
@@ -24,10 +23,36 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+    with pytest.raises(AttributeError, match="No gpt2lab attribute trian"):
         gpt2lab.trian  # noqa: B018
 
 
-def test_importing_the_package_or_the_command_line_loads_no_torch() -> None:
-    code = "import sys, gpt2lab, gpt2lab.cli, gpt2lab.runs.settings; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+COMMANDS = "train evaluate generate compare report judge plan speedrun demo".split()
+
+
+def test_the_help_of_every_command_loads_neither_torch_nor_what_draws() -> None:
+    code = (
+        "import sys; from gpt2lab.cli import main; "
+        f"assert not any(main([*command.split(), '--help']) for command in {[*COMMANDS, 'data pack']}); "
+        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'matplotlib', 'scipy'}) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Usage: ") == len(COMMANDS) + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "others"),
+    [
+        (generation.generate, GenerateOptions, {f.name for f in dataclasses.fields(Sampling)}),
+        (evaluation.evaluate, EvaluateOptions, set()),
+    ],
+    ids=["generate", "evaluate"],
+)
+def test_type_checkers_know_the_keywords_that_are_declared(
+    function: Callable[..., object], options: type, others: set[str]
+) -> None:
+    of_a_run = inspect.signature(typing.get_overloads(function)[1]).parameters.values()
+    typed = {p.name: p.default for p in of_a_run if p.kind is p.KEYWORD_ONLY}
+    declared = {f.name: f.default for f in dataclasses.fields(options) if f.name not in others}
+    assert typed == declared

@@ -42,6 +42,21 @@ def spell_window(window: Window) -> str:
     return ",".join("full" if w is None else str(w) for w in windows)
 
 
+def parse_contexts(value: Any) -> tuple[int, ...]:
+    """The contexts that are meant by ``64``, ``"25,64"`` or a list."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        contexts = tuple(int(part) for part in parts if not isinstance(part, str) or part.strip())
+        exact = all(isinstance(part, str) or (type(part) is int) for part in parts)
+    except (TypeError, ValueError):
+        exact, contexts = False, ()
+    if not exact or (isinstance(value, str) and not contexts):
+        raise InputError(f"contexts is {value!r}; give whole numbers, several with commas: 25,64")
+    if contexts and min(contexts) < 1:
+        raise InputError(f"context_size is {min(contexts)}; it has to be 1 or more")
+    return tuple(dict.fromkeys(contexts))
+
+
 def parse_position(value: Any) -> Any:
     """The position that is meant by ``"rope"``, ``"rope,rope,none"`` or a list such as ``["rope", "none"]``."""
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -197,13 +197,21 @@ def check(settings: Any) -> None:
         InputError: naming the first that is wrong, its value, and what it has to be.
     """
     for name, (kind, of) in options_of(type(settings)).items():
-        about, value = declared(of), getattr(settings, name)
-        kinds = alternatives(kind)
-        if about.parse is not None or (value is None and type(None) in kinds):
-            continue
-        exact = not isinstance(value, str) or not {int, float, bool} & set(kinds)  # text is converted before, or wrong
-        if not exact or all(_as(one, value) is None for one in kinds) or not _within(value, about):
-            raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
+        check_value(name, kind, declared(of), getattr(settings, name))
+
+
+def check_value(name: str, kind: Any, about: Option, value: Any) -> None:
+    """Look at type and limits of one option; ``name`` is how the message calls it.
+
+    Raises:
+        InputError: naming the option, its value, and what it has to be.
+    """
+    kinds = alternatives(kind)
+    if about.parse is not None or (value is None and type(None) in kinds):
+        return
+    exact = not isinstance(value, str) or not {int, float, bool} & set(kinds)  # text is converted before, or wrong
+    if not exact or all(_as(one, value) is None for one in kinds) or not _within(value, about):
+        raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
 
 
 def _within(value: Any, about: Option) -> bool:
@@ -235,13 +243,13 @@ def expected(kind: Any, about: Option) -> str:
 
 def limits(about: Option) -> str:
     """The limits of a number in words: ``1 or more``, ``above 0 and at most 1``."""
-    low = f"at least {about.least:g}" if about.least is not None else ""
-    low = f"above {about.above:g}" if about.above is not None else low
-    high = f"at most {about.most:g}" if about.most is not None else ""
-    high = f"below {about.below:g}" if about.below is not None else high
-    if about.least is not None and not high:
-        return f"{about.least:g} or more"
-    return " and ".join(filter(None, (low, high)))
+    least, above, most, below = (
+        None if bound is None else f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+        for bound in (about.least, about.above, about.most, about.below)
+    )
+    low = f"above {above}" if above else f"at least {least}" if least else ""
+    high = f"below {below}" if below else f"at most {most}" if most else ""
+    return f"{least} or more" if least and not high else " and ".join(filter(None, (low, high)))
 
 
 def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -261,12 +269,15 @@ def taking(options: Callable[P, object]) -> Callable[[Callable[..., R]], Callabl
 def method_taking(
     options: Callable[P, object], first: str = "self"
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, P], R]]:
-    """The same for a method, whose first arguments may be given without their names, as the class has them; or for a
-    function with one argument, called ``first``, before the options."""
+    """The same for a method, whose options may be given without their names, as the class has them; or for a function
+    with one argument, called ``first``, before the options."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, P], R]:
         own = inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        _sign(method, [own, *inspect.signature(options).parameters.values()])
+        keywords = [*inspect.signature(options).parameters.values()]
+        if first != "self":
+            keywords = [p.replace(kind=p.KEYWORD_ONLY) for p in keywords]
+        _sign(method, [own, *keywords])
         return method
 
     return decorate

@@ -269,7 +269,7 @@ def test_a_model_is_not_trained_further_on_shards_of_another_tokenizer(
     [
         (["none.txt"], ["none.txt"]),
         ([], ["INPUTS"]),
-        (["{text}", "--shard-tokens", 0], ["--shard-tokens is 0", "1 or more"]),
+        (["{text}", "--shard-tokens", 0], ["--shard-tokens is 0", "at least 1 and at most 2,147,483,647"]),
         (["{text}", "--shard-tokens", 3_000_000_000], ["2,147,483,647"]),
         (["{text}", "--processes", 0], ["--processes is 0"]),
         (["{text}", "--tokenizer", "letters"], ["tokenizer letters cannot be read"]),

@@ -14,7 +14,7 @@ from gpt2lab.comparison.contrasts import contrasts
 from gpt2lab.comparison.measure import SPEEDS
 from gpt2lab.comparison.report import answers, render
 from gpt2lab.comparison.results import CellResult, Results, Seconds, Timing
-from gpt2lab.comparison.settings import Asked, Claim, GridSettings
+from gpt2lab.comparison.settings import Claim, Design, GridSettings
 from tests.comparison.made import made_cell
 
 CONTEXT = 8
@@ -48,9 +48,9 @@ def make_results(
     ]
     times = {arm: Seconds(*([0.010 * loss, 0.011 * loss, 0.012 * loss] for _ in SPEEDS)) for arm, loss in arms.items()}
     claims = (Claim("RoPE learns more.", "rope", "test_loss"),) if claims is None else claims
-    asked = Asked({arm: {} for arm in arms}, claims, GridSettings(contexts=(CONTEXT,)), {"learning_rate": 0.008})
+    design = Design({arm: {} for arm in arms}, claims, GridSettings(contexts=(CONTEXT,)), {"learning_rate": 0.008})
     speed = {CONTEXT: Timing("a machine", 2, 0.1, times)}
-    return dataclasses.replace(with_cells(Results(asked, [], [], [], speed, []), cells), **changes)
+    return dataclasses.replace(with_cells(Results(design, [], [], [], speed, []), cells), **changes)
 
 
 def with_cells(results: Results, cells: list[CellResult]) -> Results:

@@ -24,11 +24,11 @@ PLAIN: dict[str, Any] = json.loads(min(STORED, key=lambda path: path.stat().st_s
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
 def test_results_that_were_written_before_are_read_and_written_the_same_to_the_last_bit(path: Path) -> None:
     results = Results.read(path)
-    assert json.dumps(results.plain()) == path.read_text(encoding="utf-8")
+    assert json.dumps(results.to_dict()) == path.read_text(encoding="utf-8")
     with path.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
         assert results.csv() == file.read()
-    asked = results.settings
-    again = contrasts(results.cells, results.speed, results.claims, asked.grid.contexts, asked.baseline)
+    design = results.settings
+    again = contrasts(results.cells, results.speed, results.claims, design.grid.contexts, design.baseline)
     assert again == results.contrasts
 
 
@@ -53,7 +53,7 @@ def test_damaged_results_are_read_or_refused_in_a_sentence(data: st.DataObject) 
         key = data.draw(st.sampled_from(keys))
         place[key] = data.draw(st.sampled_from([None, "", "x", -1, 1.5, [], {}, [[]], {"a": 1}, True]))
     with contextlib.suppress(InputError):
-        json.dumps(Results.of(damaged, "results.json").plain(), allow_nan=False)
+        json.dumps(Results.of(damaged, "results.json").to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(

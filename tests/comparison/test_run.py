@@ -111,7 +111,7 @@ def test_a_complete_comparison_is_read_and_nothing_in_it_is_touched(
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     result = compare(made)
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-    assert json.dumps(result.results.plain()) == (made / "results.json").read_text(encoding="utf-8")
+    assert json.dumps(result.results.to_dict()) == (made / "results.json").read_text(encoding="utf-8")
     assert capsys.readouterr().out == ""
 
 

@@ -271,7 +271,11 @@ def test_what_cannot_be_packed_leaves_nothing_behind(tmp_path: Path, inputs: lis
     (tmp_path / "many.txt").write_bytes(many.encode())
     (tmp_path / "bad.jsonl").write_text("{}")
     cases: list[tuple[str, list[Path], dict[str, object]]] = [
-        ("shard_tokens is 0; it has to be between 1 and 2,147,483,647", inputs, {"shard_tokens": 0}),
+        (
+            "shard_tokens is 0; it has to be a whole number, at least 1 and at most 2,147,483,647",
+            inputs,
+            {"shard_tokens": 0},
+        ),
         ("shard_tokens is 2147483648", inputs, {"shard_tokens": 2**31}),
         ("there is no file", [tmp_path / "none.txt"], {}),
         ("there is no text in", [tmp_path / "empty.txt", tmp_path / "empty.jsonl"], {}),

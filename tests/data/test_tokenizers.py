@@ -197,6 +197,7 @@ def test_gpt2_has_its_published_numbers(gpt2: BPETokenizer) -> None:
 
 def test_lengths_of_gpt2s_ids_are_those_of_openais_bytes(gpt2: BPETokenizer, openai: tiktoken.Encoding) -> None:
     tokens = [openai.decode_single_token_bytes(i) for i in range(50256)]
+    assert list(gpt2.token_bytes) == [*tokens, b""]
     assert gpt2.byte_lengths[:-1].tolist() == [len(token) for token in tokens]
     assert gpt2.character_lengths[:-1].tolist() == [sum(byte & 0xC0 != 0x80 for byte in token) for token in tokens]
 

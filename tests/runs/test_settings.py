@@ -30,7 +30,7 @@ def test_a_switch_that_is_not_given_is_the_variants_and_one_that_is_given_stays(
 @given(configs())
 def test_the_settings_that_describe_a_model_ask_for_exactly_that_model_and_survive_a_file(config: GPT2Config) -> None:
     described = RunSettings(model=ModelSettings.describing(config, None, "modern"))
-    written = yaml.safe_load(yaml.safe_dump(described.values()))
+    written = yaml.safe_load(yaml.safe_dump(described.to_dict()))
     again = RunSettings.of(given_options(SETTINGS, written)).model.config(config.vocab_size)
     assert [again.layer_window(n) for n in range(again.num_layers)] == [
         config.layer_window(n) for n in range(config.num_layers)

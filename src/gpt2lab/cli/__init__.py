@@ -16,15 +16,13 @@ app = App(
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
 app.command("gpt2lab.cli.train:train", name="train", help="Train a model and leave a run folder.")
-app.command("gpt2lab.cli.evaluate:evaluate_command", name="evaluate", help="Measure runs on a whole split.")
-app.command("gpt2lab.cli.generate:generate_command", name="generate", help="Write text with a trained model.")
+app.command("gpt2lab.cli.evaluate:evaluate", name="evaluate", help="Measure runs on a whole split.")
+app.command("gpt2lab.cli.generate:generate", name="generate", help="Write text with a trained model.")
 app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
 app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
 app.command("gpt2lab.cli.judge:judge", name="judge", help="Judge the results of any program, pair by pair.")
 data = App(name="data", help="Make token shards of large texts.")
-data.command(
-    "gpt2lab.cli.pack:pack_command", name="pack", help="Encode documents into token shards, or go on with that."
-)
+data.command("gpt2lab.cli.pack:pack", name="pack", help="Encode documents into token shards, or go on with that.")
 app.command(data)
 app.command("gpt2lab.cli.plan:plan", name="plan", help="Tell what a training needs before it runs.")
 app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a known loss as soon as possible.")

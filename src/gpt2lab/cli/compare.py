@@ -7,15 +7,13 @@ from cyclopts import Group, Parameter
 
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.report import tell_answers
-from gpt2lab.cli.screen import check_counts, errors
+from gpt2lab.cli.screen import errors
 from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, own_attention, random_arms, read_file, with_original
 from gpt2lab.comparison.settings import GridSettings, Options, RunningSettings
 from gpt2lab.config import Variant
-from gpt2lab.errors import InputError
 from gpt2lab.runs.settings import DataSettings, ModelSettings, TrainerConfig
 
 ARMS = Parameter(group=Group("Arms", sort_key=0), negative=())
-COUNTS = ("seeds", "steps", "tokens", "workers", "threads", "rounds")
 GROUPS = {"Grid": GridSettings, "Running": RunningSettings}
 SHARED = {"Model": ModelSettings, "Text": DataSettings, "Training": TrainerConfig}
 
@@ -50,13 +48,10 @@ def compare(
     config
         YAML or TOML file with any of these options; flags override it.
     """
-    from gpt2lab.comparison.asking import merged_options
+    from gpt2lab.comparison.design import merged_options
     from gpt2lab.comparison.run import compare as compare_models
 
     typed = given(options)
-    check_counts(**{name: typed[name] for name in COUNTS if name in typed})
-    if (minutes := typed.get("minutes", 1.0)) <= 0:
-        raise InputError(f"--minutes is {minutes:g}; it has to be above 0")
     in_file, claims, written = ({}, (), {}) if config is None else read_file(config)
     asked = merged_options(written, typed)
     own = own_attention(arm or ())

@@ -5,13 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from gpt2lab.cli.evaluate import evaluate_command
-from gpt2lab.cli.generate import generate_command
+from gpt2lab.cli.evaluate import print_tables
+from gpt2lab.cli.generate import generate
 from gpt2lab.cli.screen import console, errors
 from gpt2lab.config import Variant
-from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state
-from gpt2lab.training.metrics import plot_losses, read_metrics
-from gpt2lab.training.run import ended, train
+from gpt2lab.progress import shown
 
 VARIANTS: tuple[Variant, ...] = ("modern", "original")
 
@@ -28,6 +26,11 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
     max_steps
         Steps of each training; 2000 take about three minutes on two cores.
     """
+    from gpt2lab.evaluation.runs import evaluate_run
+    from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state
+    from gpt2lab.training.metrics import plot_losses, read_metrics
+    from gpt2lab.training.run import ended, train
+
     for variant in VARIANTS:
         run = out / variant
         console.rule(f"training {variant}")
@@ -48,9 +51,10 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
     plot = out / "loss.svg"
     plot_losses({run.name: read_metrics(run / "metrics.jsonl") for run in runs}, plot)
     console.rule("measuring both on the test part, which neither has seen")
-    evaluate_command(runs, split="test", contexts=[])
+    with shown(errors) as progress:
+        print_tables({str(run): evaluate_run(run, split="test", contexts=(), progress=progress) for run in runs})
     console.rule("writing 500 characters")
-    generate_command(runs[0])
+    generate(runs[0])
     console.rule("what you have")
     if shutil.which("gpt2lab") is None:
         console.print(f"first        source {Path(sys.executable).parent / 'activate'}", highlight=False)

@@ -1,36 +1,33 @@
 """``gpt2lab evaluate``."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors
-from gpt2lab.data.text import Split
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.runs import RunEvaluation, evaluate_run
+from gpt2lab.evaluation.settings import EvaluateSettings
 from gpt2lab.plots import new_plot, save_plot
 from gpt2lab.progress import shown
-from gpt2lab.runs.folder import Which
+
+if TYPE_CHECKING:
+    from gpt2lab.evaluation.runs import RunEvaluation
 
 
-def evaluate_command(
+@with_flags({"Measure": EvaluateSettings})
+def evaluate(
     runs: Annotated[list[Path], Parameter(negative=())],
     /,
     *,
-    split: Split = "validation",
-    text: str | None = None,
-    contexts: Annotated[list[int] | None, Parameter(consume_multiple=True, negative=())] = None,
-    checkpoint: Which = "best",
-    attention: str | None = None,
-    device: str = "auto",
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     plot: Path | None = None,
+    options: object = None,
 ) -> int:
     """Measure one or more runs on a whole split: loss, perplexity, bits per character and byte, accuracy.
 
@@ -41,41 +38,19 @@ def evaluate_command(
     ----------
     runs
         Run folders, measured side by side.
-    split
-        Part of each run's own text: train, validation or test.
-    text
-        Another text instead: a file, a folder or a glob, of text or of shards.
-    contexts
-        Context sizes to measure besides the trained one; default: 1/4, 1/2, 2 and 4 times as long.
-    checkpoint
-        Which one: best (lowest validation loss) or last.
-    attention
-        Your own mechanism, "file.py:ClassName", for runs that were trained with it.
-    device
-        auto, cpu, cuda or mps.
     json_output
         Print JSON instead of a table, with the loss at every position of the context.
     plot
         Draw the loss by position into this SVG file.
     """
+    from gpt2lab.evaluation.runs import evaluate_run
+
     if plot is not None and not plot.parent.is_dir():
         raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
     with shown(errors) as progress:
-        results = {
-            str(run): evaluate_run(
-                run,
-                split=split,
-                text=text,
-                contexts=contexts,
-                checkpoint=checkpoint,
-                attention=attention,
-                device=device,
-                progress=progress,
-            )
-            for run in runs
-        }
+        results = {str(run): evaluate_run(run, progress=progress, **given(options)) for run in runs}
     if json_output:
-        print(json.dumps({run: _plain(found) for run, found in results.items()}, indent=2))
+        print(json.dumps({run: found.to_dict() for run, found in results.items()}, indent=2))
     else:
         print_tables(results)
     if plot is not None:
@@ -85,18 +60,7 @@ def evaluate_command(
     return 0
 
 
-def _plain(found: RunEvaluation) -> dict[str, Any]:
-    """As JSON has it."""
-    by_context = {}
-    for one in found.contexts:
-        scores = dataclasses.asdict(one)
-        by_context[scores.pop("context_size")] = {n: v for n, v in scores.items() if n != "loss_by_position"}
-    about = {"text": found.text, "parameters": found.parameters}
-    estimated = {"estimated_loss": found.estimated_loss, "contexts": by_context}
-    return about | dataclasses.asdict(found.trained) | estimated
-
-
-def print_tables(results: Mapping[str, RunEvaluation]) -> None:
+def print_tables(results: Mapping[str, "RunEvaluation"]) -> None:
     """A table with a line for every run and context."""
     texts = {result.text for result in results.values()}
     table = Table(

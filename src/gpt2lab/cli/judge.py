@@ -7,8 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from gpt2lab.comparison.judge import judge as judge_results
-
 
 def judge(
     results: Annotated[list[Path], Parameter(negative=())],
@@ -48,12 +46,14 @@ def judge(
     json_output
         Print JSON instead of a table.
     """
+    from gpt2lab.comparison.judge import judge as judge_results
+
     with warnings.catch_warnings(action="ignore"):  # they are printed below
         found = judge_results(
             *results, baseline=baseline, pair=pair, value=value, arm=arm, higher_is_better=higher_is_better
         )
     if json_output:
-        print(json.dumps(found.plain(), indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
     else:
         from gpt2lab.cli.screen import errors
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, get_origin
 
 from cyclopts import Group, Parameter, Token
 
-from gpt2lab.options import Option, alternatives, converted, declared, options_of
+from gpt2lab.options import Option, alternatives, check_value, converted, declared, options_of
 
 Command = TypeVar("Command", bound=Callable[..., int])
 
@@ -49,10 +49,8 @@ def given(flags: object) -> dict[str, Any]:
 
 def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) -> Any:
     kinds = [kind for kind in alternatives(hint) if kind not in (type(None), type)]
-    kind = str if about.parse is not None or str in kinds else kinds[0]
-    several = get_origin(kind) is tuple
-    if several:
-        kind = list[str]
+    several = any(get_origin(one) is tuple for one in kinds)  # with commas or with spaces
+    kind = list[str] if several else str if about.parse is not None or str in kinds else kinds[0]
     parameter = Parameter(
         help=about.meaning,
         alias=[f"--{older.replace('_', '-')}" for older in about.older],
@@ -67,7 +65,10 @@ def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) 
 
 
 def _read(name: str, hint: Any, about: Option, _: object, tokens: Sequence[Token]) -> Any:
-    return converted(f"--{name.replace('_', '-')}", hint, about, ",".join(token.value for token in tokens))
+    flag = f"--{name.replace('_', '-')}"
+    value = converted(flag, hint, about, ",".join(token.value for token in tokens))
+    check_value(flag, hint, about, value)
+    return value
 
 
 def _word(value: object) -> str:

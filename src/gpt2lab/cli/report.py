@@ -1,14 +1,15 @@
 """``gpt2lab report``: what a comparison found, as a page, a table and data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2lab.cli.screen import check_counts, console
+from gpt2lab.cli.screen import console
 from gpt2lab.comparison.arms import own_attention
-from gpt2lab.comparison.outcome import Comparison
-from gpt2lab.comparison.report import answers
+
+if TYPE_CHECKING:
+    from gpt2lab.comparison.outcome import Comparison
 
 
 def report(
@@ -37,14 +38,15 @@ def report(
     """
     from gpt2lab.comparison.run import report as make_report
 
-    check_counts(rounds=rounds, threads=threads)
     own = own_attention(arm or ())
     tell_answers(make_report(folder, against=against, rounds=rounds, threads=threads, attentions=own))
     return 0
 
 
-def tell_answers(found: Comparison) -> None:
+def tell_answers(found: "Comparison") -> None:
     """Print what can be said of the claims, and where the files are."""
+    from gpt2lab.comparison.report import answers
+
     for answer in answers(found.results):
         console.print(f"{answer.says}\n  {answer.word}. {answer.sentence}", highlight=False, markup=False)
     for what, name in (("report", "report.html"), ("table", "results.csv"), ("data", "results.json")):

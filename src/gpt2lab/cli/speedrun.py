@@ -3,11 +3,12 @@
 import json as json_format
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2lab.cli.screen import console
-from gpt2lab.hardware import describe_machine
-from gpt2lab.training.speedrun import TARGET, Attempt
-from gpt2lab.training.speedrun import speedrun as run_speedrun
+
+if TYPE_CHECKING:
+    from gpt2lab.training.speedrun import Attempt
 
 
 def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) -> int:
@@ -26,7 +27,11 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
         Print one JSON object.
     """
 
-    def show(attempt: Attempt) -> None:
+    from gpt2lab.hardware import describe_machine
+    from gpt2lab.training.speedrun import TARGET
+    from gpt2lab.training.speedrun import speedrun as run_speedrun
+
+    def show(attempt: "Attempt") -> None:
         missed = "" if attempt.loss <= TARGET else "  (missed)"
         console.print(
             f"seed {attempt.seed}  {attempt.seconds:6.1f} s  loss {attempt.loss:.4f}{missed}", highlight=False

@@ -63,7 +63,7 @@ def prepare(folder: Path, settings: RunSettings, attention: Mechanism | None) ->
     if not path.exists():
         settings.save(path)
         return
-    old, new = RunSettings.read(path).values(), settings.values()  # what is new since has its default in both
+    old, new = RunSettings.read(path).to_dict(), settings.to_dict()  # what is new since has its default in both
     if attention is not None and "attention" in old:  # which is known by its hash, wherever it stands
         new["attention"] = old["attention"]
     changed = [f"{n} was {old.get(n)}, now {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)]

@@ -20,7 +20,7 @@ from gpt2lab.comparison.contrasts import contrasts, tokens_to
 from gpt2lab.comparison.measure import Measurements
 from gpt2lab.comparison.plain import read_json, typed
 from gpt2lab.comparison.results import CellResult, Disqualified, Results, Timing
-from gpt2lab.comparison.settings import Asked
+from gpt2lab.comparison.settings import Design
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.runs.folder import TrainingState, find_checkpoint, read_state
@@ -45,8 +45,8 @@ def arm_folder(out: Path, key: Key) -> Path:
     return out / f"context-{key[0]}" / key[1]
 
 
-def read_asked(out: Path) -> Asked:
-    """What the comparison of a folder was asked.
+def read_design(out: Path) -> Design:
+    """The design of the comparison in a folder.
 
     Raises:
         InputError: it is no folder of a comparison, or ``comparison.yaml`` is damaged.
@@ -56,14 +56,14 @@ def read_asked(out: Path) -> Asked:
         raise InputError(
             f"{out} holds no comparison ({COMPARISON} is missing); `gpt2lab compare --out {out}` makes one"
         )
-    return Asked.of(read_settings(path), str(path))
+    return Design.of(read_settings(path), str(path))
 
 
-def save_asked(out: Path, asked: Asked) -> None:
+def save_design(out: Path, design: Design) -> None:
     """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / COMPARISON) as file:
-        file.write(yaml.safe_dump(asked.values(), sort_keys=False, allow_unicode=True).encode())
+        file.write(yaml.safe_dump(design.to_dict(), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_speed(out: Path) -> dict[int, Timing]:
@@ -91,24 +91,24 @@ def collect(out: Path) -> Results:
     Raises:
         InputError: it is no folder of a comparison, or something in it is damaged.
     """
-    asked = read_asked(out)
-    order = {arm: number for number, arm in enumerate(asked.arms)}
-    contexts = asked.grid.contexts
+    design = read_design(out)
+    order = {arm: number for number, arm in enumerate(design.arms)}
+    contexts = design.grid.contexts
     planned = [cell.parent for cell in out.glob(f"context-*/*/seed-*/{CELL}")]
     planned = [cell for cell in planned if _place(cell)[0] in contexts and _place(cell)[1] in order]
     planned.sort(key=lambda cell: (_place(cell)[0], order[_place(cell)[1]], _place(cell)[2]))
     finished = [cell for cell in planned if (cell / MEASUREMENTS).exists()]
     told = {cell: _training(cell) for cell in finished}
     ends = {_place(cell): training.curve[-1][1] for cell, training in told.items() if training.curve}
-    cells = [_result(cell, training, _target(ends, cell, asked.baseline)) for cell, training in told.items()]
+    cells = [_result(cell, training, _target(ends, cell, design.baseline)) for cell, training in told.items()]
     speed = read_speed(out)
     return Results(
-        settings=asked,
+        settings=design,
         cells=cells,
         unfinished=["/".join(cell.parts[-3:]) for cell in planned if cell not in finished],
         disqualified=[_disqualified(path) for path in sorted(out.glob(f"context-*/*/{DISQUALIFIED}"))],
         speed=speed,
-        contrasts=contrasts(cells, speed, asked.claims, contexts, asked.baseline),
+        contrasts=contrasts(cells, speed, design.claims, contexts, design.baseline),
     )
 
 
@@ -194,6 +194,9 @@ def _result(cell: Path, training: _Training, target: float | None) -> CellResult
 
 def write_results(out: Path, results: Results) -> None:
     """Write ``results.json`` and ``results.csv``."""
-    for name, content in {RESULTS: json.dumps(results.plain(), allow_nan=False), "results.csv": results.csv()}.items():
+    for name, content in {
+        RESULTS: json.dumps(results.to_dict(), allow_nan=False),
+        "results.csv": results.csv(),
+    }.items():
         with atomic_write(out / name) as file:
             file.write(content.encode())

@@ -18,7 +18,8 @@ from gpt2lab.comparison.settings import Match, Options
 from gpt2lab.comparison.speed import torch_threads
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
-from gpt2lab.data.text import SPLITS, Text
+from gpt2lab.data.corpora import SPLITS
+from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import synchronise

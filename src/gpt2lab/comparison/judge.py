@@ -57,7 +57,7 @@ class Judgement:
     def _repr_html_(self) -> str:
         return html_table(self.verdicts, self.title())
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """The same as JSON has it."""
         return asdict(self)
 

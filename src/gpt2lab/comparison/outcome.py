@@ -37,13 +37,13 @@ class Comparison:
 
     def title(self) -> str:
         """What is compared, in a line."""
-        asked, cells = self.results.settings, self.results.cells
+        design, cells = self.results.settings, self.results.cells
         losses = []
-        for context in asked.grid.contexts:
-            each = [c.test_loss for c in cells if (c.context, c.arm) == (context, asked.baseline)]
+        for context in design.grid.contexts:
+            each = [c.test_loss for c in cells if (c.context, c.arm) == (context, design.baseline)]
             if each:
                 losses.append(f"{estimate(each, 0.95).mean:.4f} nats per token at a context of {context}")
-        told = f"compared with {asked.baseline}"
+        told = f"compared with {design.baseline}"
         return f"{told} (test loss {', '.join(losses)})" if losses else told
 
     def table(self) -> str:

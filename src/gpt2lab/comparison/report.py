@@ -115,7 +115,7 @@ def render(results: Results, other: Results | None = None) -> str:
     )
     found = Grouped(results)
     return environment.get_template("report.html").render(
-        settings=results.settings.values(),
+        settings=results.settings.to_dict(),
         verdicts=answers(results),
         disqualified=results.disqualified,
         unfinished=results.unfinished,
@@ -256,7 +256,7 @@ def _milliseconds(timed: Seconds) -> list[Spread | None]:
 
 def _changes(results: Results, other: Results) -> Changes:
     """What differs between two comparisons: settings, and test losses with Welch's interval."""
-    now, before = results.settings.values(), other.settings.values()
+    now, before = results.settings.to_dict(), other.settings.to_dict()
     settings = [
         ChangedSetting(name, before.get(name), now.get(name))
         for name in sorted({*now, *before})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.comparison.plain import loads, typed
-from gpt2lab.comparison.settings import Asked, Claim, MeasureName
+from gpt2lab.comparison.settings import Claim, Design, MeasureName
 from gpt2lab.comparison.statistics import Estimate, Word, more_pairs, sign_test, word_of
 from gpt2lab.comparison.verdicts import Verdict
 from gpt2lab.errors import InputError
@@ -216,7 +216,7 @@ class Results:
         contrasts: every arm against the baseline in every measure; those of the claims first, in their order.
     """
 
-    settings: Asked
+    settings: Design
     cells: list[CellResult]
     unfinished: list[str]
     disqualified: list[Disqualified]
@@ -233,10 +233,10 @@ class Results:
         """One for each arm, context and quantity, against the baseline."""
         return [one.said() for one in self.contrasts]
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
-            "settings": self.settings.values(),
+            "settings": self.settings.to_dict(),
             "cells": [asdict(cell) for cell in self.cells],
             "unfinished": self.unfinished,
             "disqualified": [asdict(arm) for arm in self.disqualified],
@@ -249,7 +249,7 @@ class Results:
     def of(cls, values: Mapping[str, Any], where: str) -> "Results":
         """The inverse of :meth:`plain`."""
         rest = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
-        settings = Asked.of(typed(dict[str, object], rest.pop("settings"), where), where)
+        settings = Design.of(typed(dict[str, object], rest.pop("settings"), where), where)
         return cls(
             settings,
             typed(list[CellResult], rest["cells"], where),

@@ -1,4 +1,4 @@
-"""A comparison from what is asked to what is found: :func:`compare`; and its report made again: :func:`report`."""
+"""A comparison from its design to what it finds: :func:`compare`; and its report made again: :func:`report`."""
 
 import dataclasses
 import os
@@ -13,9 +13,9 @@ from typing import Any, get_args
 from rich.console import Console
 
 from gpt2lab.comparison.arms import ARM_CHOICES, check_arms
-from gpt2lab.comparison.asking import Claims, asked_of, merged_options, named, part, with_own
 from gpt2lab.comparison.carry import carry
 from gpt2lab.comparison.cells import Task, is_finished, place_of, prepare, run_cells
+from gpt2lab.comparison.design import Claims, design_of, merged_options, named, part, with_own
 from gpt2lab.comparison.folder import (
     CELL,
     COMPARISON,
@@ -24,14 +24,14 @@ from gpt2lab.comparison.folder import (
     Key,
     arm_folder,
     collect,
-    read_asked,
+    read_design,
     read_results,
-    save_asked,
+    save_design,
     write_results,
 )
 from gpt2lab.comparison.grid import Cell, best_rate, estimate_hours, plan, settle_steps, try_all, tuning_cells
 from gpt2lab.comparison.outcome import Comparison
-from gpt2lab.comparison.settings import Asked, GridSettings, Options, RunningSettings
+from gpt2lab.comparison.settings import Design, GridSettings, Options, RunningSettings
 from gpt2lab.comparison.speed import time_arms
 from gpt2lab.config import Sizes, Variant, variant_switches
 from gpt2lab.errors import InputError
@@ -92,11 +92,11 @@ def compare(arms: Mapping[str, Options] | str | Path, **given: Any) -> Compariso
         return Comparison(folder, read_results(folder))
     given_arms, declared, written = named(arms)
     checked = with_own(check_arms(given_arms), own, named_by_folder=folder is not None)
-    asked, out = asked_of(checked, declared if claims is None else claims, merged_options(written, options))
+    design, out = design_of(checked, declared if claims is None else claims, merged_options(written, options))
     with ExitStack() as stack:
         console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
         told = progress or stack.enter_context(shown(console))
-        return _run(asked, running, folder or out, console, told)
+        return _run(design, running, folder or out, console, told)
 
 
 def report(
@@ -122,6 +122,7 @@ def report(
     Raises:
         InputError: there is no comparison, or it cannot be timed.
     """
+    RunningSettings(rounds=rounds, threads=threads)  # refuses what cannot be
     path, earlier = Path(path), None
     if against is not None:
         try:
@@ -148,33 +149,33 @@ def _is_complete(folder: Path) -> bool:
         return True
     if not (folder / RESULTS).exists():  # they are written last
         return False
-    asked = read_asked(folder)
-    first = int(str(asked.shared.get("seed", 0))) + 1
-    arms = [arm_folder(folder, (context, arm)) for context in asked.grid.contexts for arm in asked.arms]
-    seeds = range(first, first + asked.grid.seeds)
+    design = read_design(folder)
+    first = int(str(design.shared.get("seed", 0))) + 1
+    arms = [arm_folder(folder, (context, arm)) for context in design.grid.contexts for arm in design.arms]
+    seeds = range(first, first + design.grid.seeds)
     left = [arm for arm in arms if not (arm / DISQUALIFIED).exists()]
     return all(is_finished(arm / f"seed-{seed}") for arm in left for seed in seeds)
 
 
-def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, progress: Progress) -> Comparison:
-    grid, training = asked.grid, TrainerConfig(**part(asked.shared, TrainerConfig))
+def _run(design: Design, running: RunningSettings, out: Path, console: Console, progress: Progress) -> Comparison:
+    grid, training = design.grid, TrainerConfig(**part(design.shared, TrainerConfig))
     shard, shards = _shard(running.shard)
     if "minutes" in grid.budget and shards > 1:
         raise InputError("--minutes is measured on one machine, so shards would train for different steps; use --steps")
-    before = _before(out, asked)
+    before = _before(out, design)
     with console.status("reading the text"):
-        text = open_text(DataSettings(**part(asked.shared, DataSettings)))
+        text = open_text(DataSettings(**part(design.shared, DataSettings)))
     console.print(text.describe(), highlight=False)
-    shared = {**asked.shared, "text_sha256": text.corpus.sha256}
-    given = _own_attention(asked.arms)
+    shared = {**design.shared, "text_sha256": text.corpus.sha256}
+    given = _own_attention(design.arms)
     own = _loaded(given)
-    planned = plan(shared, asked.arms, grid.contexts, text.tokenizer.vocab_size, grid.match, own)
+    planned = plan(shared, design.arms, grid.contexts, text.tokenizer.vocab_size, grid.match, own)
     specs = {  # how the processes of the cells name them
         arm: spec if isinstance(spec, str) else carry(own[arm], out / "attention" / f"{arm}.py")
         for arm, spec in given.items()
     }
     step_seconds = try_all(planned, own, text, out, running.threads, console, progress)
-    settled = _settle(grid, planned, step_seconds, asked.baseline)
+    settled = _settle(grid, planned, step_seconds, design.baseline)
     if before is not None and before.grid.minutes == grid.minutes:  # the clock would give other numbers now
         settled |= before.settled_steps or {}
     cells, tries = _cells(grid, training.seed, out, planned, step_seconds, settled, shard, shards)
@@ -182,7 +183,7 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
     workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
     hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
     console.print(
-        f"{len(cells)} cells: {len(asked.arms)} arms × {_count(len(grid.contexts), 'context')} × "
+        f"{len(cells)} cells: {len(design.arms)} arms × {_count(len(grid.contexts), 'context')} × "
         f"{_count(grid.seeds, 'seed')}, {_count(workers, 'worker')}; about {_duration(hours)} to go",
         highlight=False,
     )
@@ -193,8 +194,8 @@ def _run(asked: Asked, running: RunningSettings, out: Path, console: Console, pr
         )
     for cell in tries or cells:
         prepare(cell.folder, cell.settings, own.get(cell.key[1]))
-    written = dataclasses.replace(asked, shared=_written(shared), settled_steps=settled if grid.minutes else None)
-    save_asked(out, written)
+    written = dataclasses.replace(design, shared=_written(shared), settled_steps=settled if grid.minutes else None)
+    save_design(out, written)
 
     def run(these: Sequence[Cell]) -> dict[str, str]:
         tasks = [_task(cell, own, specs) for cell in these]
@@ -295,23 +296,23 @@ def _shard(shard: str | None) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _before(out: Path, asked: Asked) -> Asked | None:
-    """What the folder was asked before, if it was; its claims are kept once anything has run."""
+def _before(out: Path, design: Design) -> Design | None:
+    """The design that is in the folder already, if one is; its claims are kept once anything has run."""
     if not (out / COMPARISON).exists():
         return None
-    before = read_asked(out)
+    before = read_design(out)
     declared, now = (
         [(claim.arm, claim.measure, claim.context or each.grid.contexts[0]) for claim in each.claims]
-        for each in (before, asked)
+        for each in (before, design)
     )
     begun = any(out.glob(f"*/*/*/{CELL}"))
     if declared != now and begun:
         raise InputError(
             f"the claims of {out} were declared before it ran, and these are others; choose another --out for them"
         )
-    if before.baseline != asked.baseline and begun:
+    if before.baseline != design.baseline and begun:
         raise InputError(
-            f"{out} compares with {before.baseline}, not with {asked.baseline}; choose another --out for that"
+            f"{out} compares with {before.baseline}, not with {design.baseline}; choose another --out for that"
         )
     return before
 
@@ -322,4 +323,4 @@ def _written(shared: Options) -> dict[str, object]:
     of_variants = {switch for name in get_args(Variant) for switch in variant_switches(name, 64, 4)}
     sizes = {size.name for size in dataclasses.fields(Sizes)} & options_of(ModelSettings).keys()
     left_out = {*ARM_CHOICES, "max_steps", *((of_variants | sizes) - shared.keys())}
-    return {name: value for name, value in RunSettings.of(shared).values().items() if name not in left_out}
+    return {name: value for name, value in RunSettings.of(shared).to_dict().items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""What a comparison is asked: its arms, its grid, the claims about it, and how it runs."""
+"""The design of a comparison (its arms, its grid, the claims about it), and how it is run."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from gpt2lab.comparison.plain import typed
+from gpt2lab.config import parse_contexts
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, given_options, option, options_of, spelled
 from gpt2lab.runs.settings import spell_attention
@@ -24,21 +25,6 @@ MeasureName = Literal[
     "seconds_to_first_token_long",
     "parameters",
 ]
-
-
-def parse_contexts(value: Any) -> tuple[int, ...]:
-    """The contexts that are meant by ``64``, ``"25,64"`` or a list."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    try:
-        contexts = tuple(int(part) for part in parts if not isinstance(part, str) or part.strip())
-        exact = all(isinstance(part, str) or (type(part) is int) for part in parts)
-    except (TypeError, ValueError):
-        exact, contexts = False, ()
-    if not exact or not contexts:
-        raise InputError(f"contexts is {value!r}; give whole numbers, several with commas: 25,64")
-    if (smallest := min(contexts)) < 1:
-        raise InputError(f"context_size is {smallest}; it has to be 1 or more")
-    return tuple(dict.fromkeys(contexts))
 
 
 @dataclass(frozen=True)
@@ -73,6 +59,8 @@ class GridSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        if not self.contexts:
+            raise InputError("contexts is empty; give one whole number, or several with commas: 25,64")
         if len(self.budget) > 1:
             raise InputError(f"{' and '.join(f'--{name}' for name in self.budget)} are given; choose one of them")
 
@@ -127,8 +115,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """All of it, as ``comparison.yaml`` and ``results.json`` hold it: flat, under the names of the flags.
+class Design:
+    """What is compared, as ``comparison.yaml`` and ``results.json`` hold it: flat, under the names of the flags.
 
     Attributes:
         arms: options of each arm, the baseline first.
@@ -158,7 +146,7 @@ class Asked:
     def _grid(self) -> dict[str, Any]:
         return {name: value for name, value in spelled(self.grid).items() if value is not None}
 
-    def values(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The same as YAML and JSON have it."""
         usual = {of.name: of.default for of in fields(Claim)}
         claims = [{n: v for n, v in asdict(claim).items() if v != usual[n]} for claim in self.claims]
@@ -170,7 +158,7 @@ class Asked:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Self:
-        """The inverse of :meth:`values`; what shared options are worth is looked at when they are used.
+        """The inverse of :meth:`to_dict`; what shared options are worth is looked at when they are used.
 
         Raises:
             InputError: it is no comparison, or a damaged one.

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from gpt2lab.data.paths import find_files
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 TINYSHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINYSHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -125,7 +129,9 @@ def _pieces(path: Path, start: int, stop: int) -> Iterator[str]:
         yield text
 
 
-def split(corpus: Corpus, validation_fraction: float = 0.05, test_fraction: float = 0.05) -> dict[str, tuple[int, int]]:
+def split(
+    corpus: Corpus, validation_fraction: float = 0.05, test_fraction: float = 0.05
+) -> dict[Split, tuple[int, int]]:
     """Cut a corpus into contiguous train, validation and test parts, in this order; always the same ones.
 
     Returns:

@@ -29,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.documents import Piece, find_documents, read_pieces
-from gpt2lab.data.shards import MOST_IDS, MOST_TOKENS, Shards, read_shard, write_shard
+from gpt2lab.data.settings import PackSettings
+from gpt2lab.data.shards import MOST_IDS, Shards, read_shard, write_shard
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write, locked_folder
@@ -52,12 +53,12 @@ class Place(NamedTuple):
 def pack(
     inputs: str | Path | Iterable[str | Path],
     out: str | Path,
-    tokenizer: str = "gpt2",
+    tokenizer: str = PackSettings.tokenizer,
     *,
-    vocab_size: int = 32_768,
-    shard_tokens: int = 100_000_000,
-    text_column: str = "text",
-    processes: int = 1,
+    vocab_size: int = PackSettings.vocab_size,
+    shard_tokens: int = PackSettings.shard_tokens,
+    text_column: str = PackSettings.text_column,
+    processes: int = PackSettings.processes,
     progress: Progress | None = None,
 ) -> Shards:
     """Encode documents into shards, or go on with that.
@@ -80,8 +81,7 @@ def pack(
             there, and more than 65,536 ids. Complete shards stay.
     """
     inputs, out = [inputs] if isinstance(inputs, str | Path) else inputs, Path(out)
-    if not 1 <= shard_tokens <= MOST_TOKENS:
-        raise InputError(f"shard_tokens is {shard_tokens}; it has to be between 1 and {MOST_TOKENS:,}")
+    PackSettings(tokenizer, vocab_size, shard_tokens, text_column, processes)  # refuses what cannot be
     files = find_documents(inputs)
     if next(_pieces(files, text_column), None) is None:
         raise InputError(f"there is no text in {', '.join(map(str, files[:5]))}; give documents to be packed")

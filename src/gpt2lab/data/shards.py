@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gpt2lab.data.corpora import cut
 from gpt2lab.data.paths import find_files
+from gpt2lab.data.settings import MOST_TOKENS
 from gpt2lab.data.tokenizers import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
@@ -25,7 +26,6 @@ from gpt2lab.files import atomic_write
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024
 MOST_IDS = 1 << 16
-MOST_TOKENS = 2**31 - 1  # that the header can tell
 
 # What is looked at of every shard before training: the wrong tokenizer shows in its first ids, another file in these.
 GLANCE = 4096

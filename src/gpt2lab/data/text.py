@@ -1,17 +1,13 @@
 """The text that a run works on: found, cut into parts, encoded."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from gpt2lab.data.corpora import Corpus, open_corpus, split
+from gpt2lab.data.corpora import SPLITS, Corpus, Split, open_corpus, split
 from gpt2lab.data.datasets import TokenDataset, Tokens, encode_corpus
 from gpt2lab.data.shards import Shards, find_shards
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.progress import Progress
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,12 @@ END_OF_TEXT = "<|endoftext|>"
 # so that the tokenizers library can work on them in parallel.
 PARALLEL_PARTS = re.compile(r".{1,65536}\S(?=[ \t\r\n])|.+", re.DOTALL)
 
+# The letters that stand for bytes in GPT-2's vocabulary (bytes_to_unicode in its encoder.py): printable ones stand for
+# themselves, the others are counted up from U+0100.
+_PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_BYTES = {0x100 + place: byte for place, byte in enumerate(sorted({*range(0x100)} - _PRINTABLE))}
+_CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of a character after its first
+
 
 class Tokenizer(Protocol):
     """What every tokenizer of a run offers.
@@ -30,13 +37,15 @@ class Tokenizer(Protocol):
         vocab_size: number of ids, V, ``<|endoftext|>`` included.
         end_of_text: the id of ``<|endoftext|>``, which separates documents and never comes from text: a text that
             spells it out is encoded as ordinary characters (engines that load the saved file may differ in this).
-        byte_lengths: (V,) int64, how many UTF-8 bytes an id stands for; 0 for ``<|endoftext|>``.
+        token_bytes: (V,) the UTF-8 bytes that an id stands for; none for ``<|endoftext|>``.
+        byte_lengths: (V,) int64, how many they are.
         character_lengths: (V,) int64, how many characters an id stands for, counted as the bytes that start one, so
             that sums over a text are exact where a character spreads over several ids; 0 for ``<|endoftext|>``.
     """
 
     vocab_size: int
     end_of_text: int
+    token_bytes: Sequence[bytes]
     byte_lengths: npt.NDArray[np.int64]
     character_lengths: npt.NDArray[np.int64]
 
@@ -77,7 +86,8 @@ class CharTokenizer(Tokenizer):
         self.itos = dict(enumerate(alphabet))
         self.end_of_text = len(alphabet)
         self.vocab_size = len(alphabet) + 1
-        self.byte_lengths = np.array([*(len(character.encode()) for character in alphabet), 0])
+        self.token_bytes = [*(character.encode() for character in alphabet), b""]
+        self.byte_lengths = np.array([len(one) for one in self.token_bytes])
         self.character_lengths = np.array([1] * len(alphabet) + [0])
         # From code point to id; -1 for the unknown, and one entry more for everything beyond the table.
         self._ids = np.full(ord(alphabet[-1]) + 2, -1)
@@ -131,14 +141,17 @@ class BPETokenizer(Tokenizer):
         vocabulary = backend.get_vocab()
         self.vocab_size = len(vocabulary)
         self.end_of_text = vocabulary[END_OF_TEXT]
-        # In the byte-level alphabet one letter stands for one byte; U+0080 .. U+00BF are encoded as 0xC2 and each of
-        # the bytes 0x80 .. 0xBF, which continue a character.
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        continuations = set(byte_level.pre_tokenize_str("".join(map(chr, range(0x80, 0xC0))))[0][0][1::2])
-        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-        tokens[self.end_of_text] = ""
-        self.byte_lengths = np.array([len(token) for token in tokens])
-        self.character_lengths = np.array([sum(byte not in continuations for byte in token) for token in tokens])
+        added = {
+            id_: b"" if token.special else token.content.encode()
+            for id_, token in backend.get_added_tokens_decoder().items()
+        }
+        self.token_bytes = [
+            added[id_] if id_ in added else token.translate(_BYTES).encode("latin-1")
+            for token, id_ in sorted(vocabulary.items(), key=itemgetter(1))
+        ]
+        self.byte_lengths = np.array([len(one) for one in self.token_bytes])
+        starts = [one.translate(None, delete=_CONTINUATIONS) for one in self.token_bytes]
+        self.character_lengths = np.array([len(one) for one in starts])
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":

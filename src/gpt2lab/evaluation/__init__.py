@@ -1,5 +1,5 @@
 """Measuring a trained model, and comparing several."""
 
-from gpt2lab.evaluation.evaluate import Evaluation, estimate_loss, evaluate
+import lazy_loader
 
-__all__ = ["Evaluation", "estimate_loss", "evaluate"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

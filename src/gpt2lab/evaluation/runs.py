@@ -1,23 +1,27 @@
 """Measuring a run on a part of its text, at several contexts: what ``gpt2lab evaluate`` tells."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 from gpt2lab.data import Tokenizer
+from gpt2lab.data.corpora import Split
 from gpt2lab.data.datasets import Tokens
-from gpt2lab.data.text import Split, Text
+from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.evaluate import Evaluation, estimate_loss
 from gpt2lab.evaluation.evaluate import evaluate as evaluate_model
+from gpt2lab.evaluation.settings import EvaluateOptions, EvaluateSettings
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
+from gpt2lab.options import given_options, method_taking
 from gpt2lab.progress import Progress
-from gpt2lab.runs.folder import Which, load, open_text
+from gpt2lab.runs.folder import load, open_text
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import RunSettings
+from gpt2lab.runs.settings import RunSettings, Which
 
 
 @dataclass(frozen=True)
@@ -43,46 +47,44 @@ class RunEvaluation:
         """Mean nats per token at the context of the training."""
         return self.trained.loss
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        by_context = {}
+        for one in self.contexts:
+            scores = dataclasses.asdict(one)
+            by_context[scores.pop("context_size")] = {n: v for n, v in scores.items() if n != "loss_by_position"}
+        about = {"text": self.text, "parameters": self.parameters}
+        estimated = {"estimated_loss": self.estimated_loss, "contexts": by_context}
+        return about | dataclasses.asdict(self.trained) | estimated
 
-def evaluate_run(
-    run: str | Path,
-    *,
-    split: Split = "validation",
-    text: str | Path | None = None,
-    contexts: Sequence[int] | None = None,
-    checkpoint: Which = "best",
-    attention: str | type | None = None,
-    device: str = "auto",
-    progress: Progress | None = None,
-) -> RunEvaluation:
+
+@method_taking(EvaluateOptions, first="run")
+def evaluate_run(run: str | Path, **given: Any) -> RunEvaluation:
     """Measure a run on a whole split, as ``gpt2lab evaluate`` does.
 
     Args:
         run: run folder.
-        split: part of the run's own text: "train", "validation" or "test".
-        text: another text instead: a file, a folder or a glob, of text or of shards.
-        contexts: sizes to measure besides the trained one; None: 1/4, 1/2, 2 and 4 times as long, where the positions
-            allow it.
-        checkpoint: "best" (lowest validation loss) or "last".
-        attention: your own mechanism, a class or "file.py:ClassName", for a run that was trained with it.
-        device: "auto", "cpu", "cuda" or "mps".
-        progress: hears of the bytes that are encoded, and of the tokens that are predicted.
+        **given: fields of :class:`gpt2lab.evaluation.settings.EvaluateOptions`, such as ``split="test"``. ``progress``
+            hears of the bytes that are encoded, and of the tokens that are predicted.
 
     Raises:
         InputError: no such run or text, or a context that the model cannot read.
     """
+    progress: Progress | None = given.pop("progress", None)
+    asked = EvaluateSettings(**given_options((EvaluateSettings,), given))
     try:
-        model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
+        model, tokenizer = load(run, attention=load_attention(asked.attention), checkpoint=asked.checkpoint)
     except InputError as error:
         raise InputError(f"{run}: {error}") from None
-    model.to(choose_device(device))
-    if text is None:
+    model.to(choose_device(asked.device))
+    if asked.text is None:
         source = open_text(RunSettings.read(Path(run) / "config.yaml").data, tokenizer)
-        tokens, name = source.tokens(split, progress), f"{source.corpus.name}, {split} part"
+        tokens, name = source.tokens(asked.split, progress), f"{source.corpus.name}, {asked.split} part"
     else:
-        source = Text.open(text=str(text), tokenizer=tokenizer)
+        source = Text.open(text=asked.text, tokenizer=tokenizer)
         tokens, name = source.tokens(None, progress), source.corpus.name
     trained = model.config.max_seq_len
+    contexts: Iterable[int] | None = asked.contexts
     if contexts is None:
         longest = trained if model.config.position == "learned" else len(tokens) - 1
         contexts = [c for c in (trained // 4, trained // 2, 2 * trained, 4 * trained) if 1 <= c <= longest]

@@ -1,7 +1,7 @@
 """Writing with a run: what ``gpt2lab generate`` does."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -13,12 +13,14 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation.generate import generate as generate_ids
 from gpt2lab.generation.generate import stream
 from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings
 from gpt2lab.generation.text import Decoder
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
-from gpt2lab.options import given_options
-from gpt2lab.runs.folder import Which, load
+from gpt2lab.options import given_options, method_taking, options_of
+from gpt2lab.runs.folder import load
 from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import Which
 
 
 @dataclass(frozen=True)
@@ -38,61 +40,64 @@ class Written:
     seconds: float
 
 
-def generate_from_run(
-    run: str | Path,
-    *,
-    prompt: str | None = None,
-    tokens: int = 500,
-    num_samples: int = 1,
-    checkpoint: Which = "best",
-    attention: str | type | None = None,
-    device: str = "auto",
-    show: Callable[[str], None] | None = None,
-    **sampling: Any,
-) -> Written:
-    """Write text with a trained model, as ``gpt2lab generate`` does.
+class Writing:
+    """A run that is about to write; its arguments are those of :func:`generate_from_run`.
 
-    Ctrl-C ends the writing; what has been written comes back.
+    Attributes:
+        prompt: what it goes on from.
+    """
+
+    def __init__(self, run: str | Path, **given: Any) -> None:
+        options = given_options((GenerateSettings, Sampling), {"temperature": TEMPERATURE} | given)
+        asked = GenerateSettings(
+            **{name: options.pop(name) for name in options_of(GenerateSettings) if name in options}
+        )
+        self.sampling = Sampling(**options)
+        self.model, self.tokenizer = load(run, attention=load_attention(asked.attention), checkpoint=asked.checkpoint)
+        self.model.to(choose_device(asked.device))
+        newline = "\n" if "\n" in getattr(self.tokenizer, "stoi", "\n") else self.tokenizer.decode([0])
+        self.prompt = newline if asked.prompt is None else asked.prompt
+        self.ids = torch.from_numpy(self.tokenizer.encode(self.prompt))
+        if len(self.ids) == 0:
+            raise InputError("--prompt is empty; give at least one character, such as a line break")
+        self.asked = asked
+        self._pieces: list[list[str]] = []  # by step
+        self._tokens, self._seconds = 0, 0.0
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """What each step adds to every text, which is nothing while a character is incomplete."""
+        decoders = [Decoder(self.tokenizer) for _ in range(self.asked.num_samples)]
+        started = time.perf_counter()
+        for ids in stream(self.model, [self.ids] * len(decoders), self.asked.tokens, self.sampling):
+            self._pieces.append([decoder.add(int(id_)) for decoder, id_ in zip(decoders, ids, strict=True)])
+            self._tokens, self._seconds = self._tokens + 1, time.perf_counter() - started
+            yield self._pieces[-1]
+        self._pieces.append([decoder.end() for decoder in decoders])
+        yield self._pieces[-1]
+
+    @property
+    def written(self) -> Written:
+        """What there is so far."""
+        texts = ["".join(pieces) for pieces in zip(*self._pieces, strict=True)] or [""] * self.asked.num_samples
+        return Written(self.prompt, texts, self._tokens, self._seconds)
+
+
+@method_taking(GenerateOptions, first="run")
+def generate_from_run(run: str | Path, **given: Any) -> Written:
+    """Write text with a trained model, as ``gpt2lab generate`` does.
 
     Args:
         run: run folder.
-        prompt: text to go on from; None: a line break.
-        tokens: how many tokens to write.
-        num_samples: how many texts, all from the same prompt.
-        checkpoint: "best" (lowest validation loss) or "last".
-        attention: your own mechanism, a class or "file.py:ClassName", for a run that was trained with it.
-        device: "auto", "cpu", "cuda" or "mps".
-        show: called with the prompt, and then with each piece of the first text as it is written.
-        **sampling: fields of :class:`gpt2lab.Sampling`; a temperature of 0.8 unless given.
+        **given: fields of :class:`gpt2lab.generation.settings.GenerateOptions`, such as
+            ``prompt="It was", tokens=200``; those of :class:`gpt2lab.Sampling` are among them.
 
     Raises:
         InputError: no such run, a prompt that is empty or that the tokenizer cannot write, settings out of range.
     """
-    if min(tokens, num_samples) < 1:
-        raise InputError(f"--tokens {tokens} --num-samples {num_samples}: both have to be 1 or more")
-    model, tokenizer = load(run, attention=load_attention(attention), checkpoint=checkpoint)
-    model.to(choose_device(device))
-    if prompt is None:
-        prompt = "\n" if "\n" in getattr(tokenizer, "stoi", "\n") else tokenizer.decode([0])
-    ids = tokenizer.encode(prompt)
-    if len(ids) == 0:
-        raise InputError("--prompt is empty; give at least one character, such as a line break")
-    settings = Sampling(**given_options((Sampling,), {"temperature": 0.8} | sampling))
-    if show is not None:
-        show(prompt)
-    written: list[Tensor] = []
-    decoder = Decoder(tokenizer)
-    started = time.perf_counter()
-    try:
-        for token in stream(model, [torch.from_numpy(ids)] * num_samples, tokens, settings):
-            written.append(token)
-            if show is not None:
-                show(decoder.add(int(token[0])))
-    except KeyboardInterrupt:
-        pass  # what has been written stays
-    seconds = time.perf_counter() - started
-    texts = [tokenizer.decode([int(token[row]) for token in written]) for row in range(num_samples)]
-    return Written(prompt, texts, len(written), seconds)
+    writing = Writing(run, **given)
+    for _ in writing:
+        pass
+    return writing.written
 
 
 @overload
@@ -107,7 +112,6 @@ def generate(
     checkpoint: Which = "best",
     attention: str | type | None = None,
     device: str = "auto",
-    show: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Written: ...
 def generate(model: GPT2 | str | Path, *arguments: Any, **options: Any) -> Tensor | Written:

@@ -3,17 +3,22 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: a penalty, the temperature, then the filters, each on what the ones before left."""
+    """How the next token is drawn: a penalty, the temperature, then the filters, each on what the ones before left.
+
+    The methods import torch when they are called, so that a command can tell its options without it.
+    """
 
     temperature: float = option(1.0, "divides the logits; 0 always takes the likeliest token.", least=0)
     top_k: int | None = option(None, "only the k likeliest (and those equal to the last of them).", least=1)
@@ -47,11 +52,13 @@ class Sampling:
     def __post_init__(self) -> None:
         check(self)
 
-    def generators(self, rows: int) -> list[torch.Generator]:
+    def generators(self, rows: int) -> list["torch.Generator"]:
         """The source of noise of each row of a batch."""
+        import torch
+
         return [torch.Generator().manual_seed(self.seed + row) for row in range(rows)]
 
-    def probabilities(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+    def probabilities(self, logits: "Tensor", seen: "Tensor | None" = None) -> "Tensor":
         """Distribution of the next token.
 
         Args:
@@ -64,6 +71,8 @@ class Sampling:
         Raises:
             InputError: the logits are not numbers.
         """
+        import torch
+
         logits = self._scores(logits, seen)
         if self.greedy:
             return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
@@ -85,10 +94,12 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken: at temperature 0, and at those that nothing can be divided by."""
-        return self.temperature < torch.finfo(torch.float32).tiny
+        return self.temperature < 2.0**-126  # the smallest normal float32
 
-    def _scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+    def _scores(self, logits: "Tensor", seen: "Tensor | None") -> "Tensor":
         """The logits in float64, penalised, and known to have a likeliest token."""
+        import torch
+
         if not logits.amax(1).isfinite().all():
             raise InputError(
                 "the model's logits are not numbers (nan or inf): its training diverged; go back to an earlier "
@@ -100,8 +111,12 @@ class Sampling:
             logits = torch.where(seen.to(logits.device), penalised, logits)
         return logits
 
-    def choose(self, logits: Tensor, generators: Sequence[torch.Generator], seen: Tensor | None = None) -> Tensor:
+    def choose(
+        self, logits: "Tensor", generators: Sequence["torch.Generator"], seen: "Tensor | None" = None
+    ) -> "Tensor":
         """Draw one token for each row: logits (B, V) to int64 (B,), by inverting the cumulative distribution."""
+        import torch
+
         if self.greedy:
             return self._scores(logits, seen).argmax(1).to(logits.device)
         cumulative = self.probabilities(logits, seen).cumsum(1)
@@ -110,7 +125,7 @@ class Sampling:
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(logits.device)
 
 
-def top_k_logits(logits: Tensor, k: int) -> Tensor:
+def top_k_logits(logits: "Tensor", k: int) -> "Tensor":
     """Everything below the k-th largest of each row becomes -inf (minGPT's function): (B, V) to (B, V)."""
     smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < smallest, -math.inf)

@@ -1,5 +1,7 @@
 """From ids that come one by one to text."""
 
+import codecs
+
 from gpt2lab.data import Tokenizer
 
 
@@ -8,13 +10,12 @@ class Decoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pending: list[int] = []
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
         """The text that this id completes."""
-        self.pending.append(token)
-        text = self.tokenizer.decode(self.pending)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self.pending) < 4:
-            return ""
-        self.pending.clear()
-        return text
+        return self._utf8.decode(self.tokenizer.token_bytes[token])
+
+    def end(self) -> str:
+        """What is left: U+FFFD where the last ids began a character that nothing completed."""
+        return self._utf8.decode(b"", final=True)

@@ -22,16 +22,14 @@ import warnings
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
-from gpt2lab.runs.settings import DataSettings
-
-Which = Literal["best", "last"]
+from gpt2lab.runs.settings import DataSettings, Which
 
 MANIFEST = "manifest.json"
 

@@ -20,6 +20,7 @@ Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 Parallel = Literal["ddp", "fsdp"]
+Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,22 @@ class StartSettings:
 
 
 @dataclass(frozen=True)
+class LoadSettings:
+    """Which model of a run is loaded, and where."""
+
+    checkpoint: Which = option("best", '"best" (lowest validation loss) or "last".')
+    attention: str | type | None = option(
+        None,
+        'your own mechanism, for a run that was trained with it: "file.py:ClassName" (in Python the class itself).',
+        spell=spell_attention,
+    )
+    device: str = option("auto", '"auto", "cpu", "cuda" or "mps".')
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
 class TrainOptions(TrainerConfig, ModelSettings, DataSettings, StartSettings):
     """Every keyword of :func:`gpt2lab.train`, under the names of the flags."""
 
@@ -321,7 +338,7 @@ class RunSettings:
         """The same with other training options."""
         return replace(self, training=replace(self.training, **options))
 
-    def values(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The settings under the names of the flags, as YAML has them."""
         values = spelled(self.data) | spelled(self.model) | spelled(self.training)
         if self.data.text is not None:  # so that the run can be measured from any folder
@@ -336,7 +353,7 @@ class RunSettings:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True).encode())
+            file.write(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_settings(path: Path) -> dict[str, Any]:

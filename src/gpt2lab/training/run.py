@@ -23,7 +23,8 @@ from rich.console import Console
 
 from gpt2lab.config import GPT2Config, random_architecture
 from gpt2lab.data import Tokenizer, load_tokenizer
-from gpt2lab.data.text import Split, Text
+from gpt2lab.data.corpora import Split
+from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
@@ -110,7 +111,7 @@ def train(**given: Any) -> Run:
         if options.get("tensorboard") and first:
             trainer.sinks.append(tensorboard_sink(run))
         if (project := options.get("wandb")) is not None and first:
-            trainer.sinks.append(wandb_sink(project, run, settings.values()))
+            trainer.sinks.append(wandb_sink(project, run, settings.to_dict()))
         processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
         result = trainer.train()
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)

@@ -1,12 +1,12 @@
-"""What a comparison is asked: put together from Python, a file or a folder, and looked at before anything runs."""
+"""The design of a comparison, put together from Python, a file or a folder, and checked before anything runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2lab.comparison.arms import ARM_CHOICES, check_claims, read_file, with_original
-from gpt2lab.comparison.folder import COMPARISON, read_asked
-from gpt2lab.comparison.settings import Asked, Claim, GridSettings, Options
+from gpt2lab.comparison.folder import COMPARISON, read_design
+from gpt2lab.comparison.settings import Claim, Design, GridSettings, Options
 from gpt2lab.errors import InputError
 from gpt2lab.options import given_options, meant, options_of
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, TrainerConfig
@@ -17,13 +17,13 @@ Claims = Sequence[Claim | Mapping[str, object]]
 def named(
     arms: Mapping[str, Options] | str | Path,
 ) -> tuple[Mapping[str, Options], Claims, Mapping[str, Any]]:
-    """The arms, claims and options of Python, of a file, or of a folder that was asked before."""
+    """The arms, claims and options of Python, of a file, or of a folder with a comparison."""
     if isinstance(arms, Mapping):
         return arms, (), {}
     if (path := Path(arms)).is_file():
         named, claims, options = read_file(path)
         return with_original(named), claims, options
-    before = read_asked(path)
+    before = read_design(path)
     written = given_options((GridSettings, *SETTINGS), before.options, str(path / COMPARISON))
     return before.arms, before.claims, written
 
@@ -43,8 +43,8 @@ def part(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
     return {name: options[name] for name in options_of(kind) if name in options}
 
 
-def asked_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, Any]) -> tuple[Asked, Path]:
-    """What is asked, checked, and the folder for it."""
+def design_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, Any]) -> tuple[Design, Path]:
+    """The design, checked, and the folder for it."""
     shared = {name: value for name, value in options.items() if name in options_of(*SETTINGS)}
     sizes = part(options, GridSettings)
     out = Path(shared.pop("out", None) or "runs/compare")
@@ -59,7 +59,7 @@ def asked_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, 
         raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
     if data.validation_fraction == 0 or data.test_fraction == 0:
         raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
-    return Asked(arms, check_claims(claims, arms, grid.contexts, next(iter(arms))), grid, shared), out
+    return Design(arms, check_claims(claims, arms, grid.contexts, next(iter(arms))), grid, shared), out
 
 
 def with_own(

@@ -1,0 +1,17 @@
+from .corpora import Corpus as Corpus
+from .corpora import cache_dir as cache_dir
+from .corpora import open_corpus as open_corpus
+from .corpora import split as split
+from .datasets import CharDataset as CharDataset
+from .datasets import StatelessSampler as StatelessSampler
+from .datasets import TokenDataset as TokenDataset
+from .datasets import encode_corpus as encode_corpus
+from .shards import Shards as Shards
+from .shards import find_shards as find_shards
+from .shards import read_shard as read_shard
+from .shards import write_shard as write_shard
+from .tokenizers import END_OF_TEXT as END_OF_TEXT
+from .tokenizers import BPETokenizer as BPETokenizer
+from .tokenizers import CharTokenizer as CharTokenizer
+from .tokenizers import Tokenizer as Tokenizer
+from .tokenizers import load_tokenizer as load_tokenizer

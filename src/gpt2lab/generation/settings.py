@@ -1,0 +1,25 @@
+"""What a run is asked to write: the options of ``gpt2lab generate`` besides those of :class:`gpt2lab.Sampling`."""
+
+from dataclasses import dataclass
+
+from gpt2lab.generation.sampling import Sampling
+from gpt2lab.options import option
+from gpt2lab.runs.settings import LoadSettings
+
+TEMPERATURE = 0.8  # of a run's texts; a model's own distribution, at 1, wanders more
+
+
+@dataclass(frozen=True)
+class GenerateSettings(LoadSettings):
+    """What is written."""
+
+    prompt: str | None = option(None, "text to go on from.", default="a line break")
+    tokens: int = option(500, "how many tokens to write.", least=1)
+    num_samples: int = option(1, "how many texts, all from the same prompt.", least=1)
+
+
+@dataclass(frozen=True)
+class GenerateOptions(GenerateSettings, Sampling):
+    """Every keyword of ``gpt2lab.generate`` with a run, under the names of the flags."""
+
+    temperature: float = TEMPERATURE

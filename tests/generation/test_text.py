@@ -1,0 +1,37 @@
+"""Ids that come one by one: what is shown piece by piece is what decoding all of them gives."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2lab.data import BPETokenizer, CharTokenizer, Tokenizer
+from gpt2lab.generation.text import Decoder
+
+TEXT = "状态。中日 é ü 👍🏽 नमस्ते שלום and plain words\n" * 3
+
+
+@pytest.fixture(scope="module", params=["characters", "bpe", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    made = {
+        "characters": lambda: CharTokenizer(TEXT),
+        "bpe": lambda: BPETokenizer.train([TEXT], 300),
+        "gpt2": BPETokenizer.gpt2,
+    }
+    found: Tokenizer = made[request.param]()
+    return found
+
+
+def test_every_script_appears_whole_and_a_character_only_when_it_is_complete(tokenizer: Tokenizer) -> None:
+    decoder = Decoder(tokenizer)
+    pieces = [decoder.add(int(id_)) for id_ in tokenizer.encode(TEXT)]
+    assert "".join(pieces) == TEXT
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
+    assert decoder.end() == ""
+
+
+@given(data=st.data())
+def test_any_ids_are_shown_as_decoding_all_of_them_shows_them(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    """Also those that a young model writes: bytes that form no character, and characters that are never completed."""
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    decoder = Decoder(tokenizer)
+    assert "".join([*map(decoder.add, ids), decoder.end()]) == tokenizer.decode(ids)
