@@ -15,18 +15,11 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
-app.command("gpt2lab.cli.train:train", name="train", help="Train a model and leave a run folder.")
-app.command("gpt2lab.cli.evaluate:evaluate", name="evaluate", help="Measure runs on a whole split.")
-app.command("gpt2lab.cli.generate:generate", name="generate", help="Write text with a trained model.")
-app.command("gpt2lab.cli.compare:compare", name="compare", help="Find out what a switch really does.")
-app.command("gpt2lab.cli.report:report", name="report", help="Make a comparison's report again.")
-app.command("gpt2lab.cli.judge:judge", name="judge", help="Judge the results of any program, pair by pair.")
+for name in ("train", "evaluate", "generate", "compare", "report", "judge", "plan", "speedrun", "demo"):
+    app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
 data = App(name="data", help="Make token shards of large texts.")
-data.command("gpt2lab.cli.pack:pack", name="pack", help="Encode documents into token shards, or go on with that.")
+data.command("gpt2lab.cli.pack:pack", name="pack")
 app.command(data)
-app.command("gpt2lab.cli.plan:plan", name="plan", help="Tell what a training needs before it runs.")
-app.command("gpt2lab.cli.speedrun:speedrun", name="speedrun", help="Reach a known loss as soon as possible.")
-app.command("gpt2lab.cli.demo:demo", name="demo", help="Train two models on Shakespeare, compare them, and write text.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code: 0, 1 for a training that failed, 2 for wrong input, 130 when interrupted.
     """
     typed = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
+    if len(typed) == 0 or typed[0] in ("data", "--help", "-h"):  # a list of commands with the first line of each
+        for commands in (app, data):
+            _ = [commands[name] for name in commands]
     try:
         return int(app(typed, exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
