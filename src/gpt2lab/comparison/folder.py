@@ -60,7 +60,7 @@ def read_design(out: Path) -> Design:
 
 
 def save_design(out: Path, design: Design) -> None:
-    """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats the comparison."""
+    """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats it, if no arm has a class from Python."""
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / COMPARISON) as file:
         file.write(yaml.safe_dump(design.to_dict(), sort_keys=False, allow_unicode=True).encode())
