@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "gpt2lab"
 
 # The rooms of the house, from the cellar up. A module imports from its own room and from floors below.
 FLOORS = [
-    ["errors"],
+    ["errors", "threads"],
     ["options", "files", "hardware", "progress"],
     ["config", "plots"],
     ["model", "data"],

@@ -9,6 +9,11 @@ from rich.console import Console
 Progress = Callable[[str, int, int], None]
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things in words: ``1 shard``, ``2,000 shards``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 @contextlib.contextmanager
 def shown(console: Console) -> Iterator[Progress]:
     """A callback that draws a bar with the time that is left, which disappears in the end; nothing if no one looks."""

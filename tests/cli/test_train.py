@@ -83,7 +83,7 @@ def test_a_run_folder_holds_settings_tokenizer_metrics_plot_samples_and_checkpoi
 def test_a_training_says_how_the_text_is_split_how_it_goes_and_what_to_type_next(modern: Path) -> None:
     printed = (modern / "printed.txt").read_text(encoding="utf-8")
     assert re.search(r"train [\d,]+ \(90%\) · validation [\d,]+ \(5%\) · test [\d,]+ \(5%\)", printed)
-    assert re.search(r"cpu, 1 threads · float32 · not compiled .* · [\d,]+ parameters", printed)
+    assert re.search(r"cpu, 1 thread · float32 · not compiled .* · [\d,]+ parameters", printed)
     assert re.findall(r"step +(\d+)/60 · loss \d\.\d+ · val \d\.\d+ · [\d,]+ tok/s · \d+% of peak", printed) == [
         "20",
         "40",
@@ -310,7 +310,7 @@ def test_a_finished_run_is_not_resumed_but_made_longer_on_request(
     assert "is at step 3 already" in done.err
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     assert command("train", "--resume", tmp_path, "--max-steps", 5).code == 0
-    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [3, 5]
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_an_existing_run_is_never_written_over(command: Command, rhyme_file: Path, original: Path) -> None:

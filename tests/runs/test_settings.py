@@ -74,7 +74,12 @@ def test_names_of_settings_do_not_clash_and_every_keyword_of_train_is_one_of_the
 def test_what_a_comparison_decides_is_declared_with_the_option() -> None:
     who = {name: of.metadata["option"].in_comparison for name, (_, of) in options_of(*SETTINGS).items()}
     assert {name for name, by in who.items() if by == "arm"} == {"variant", "attention"}
-    assert {name for name, by in who.items() if by == "none"} == {"context_size", "random_config", "random_seed"}
+    assert {name for name, by in who.items() if by == "none"} == {
+        "context_size",
+        "random_config",
+        "random_seed",
+        "threads",
+    }
     by_all = {name for name, by in who.items() if by == "all"}
     assert {"max_steps", "batch_size", "seed", "device", "text", "tokenizer"} <= by_all
     assert {"position", "window", "learning_rate", "optimizer", "dropout"} <= who.keys() - by_all

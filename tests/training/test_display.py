@@ -57,3 +57,18 @@ def test_elsewhere_there_are_plain_lines_at_every_tenth_until_something_is_measu
     lines = shown(measured, terminal=False).splitlines()
     assert [int(line.split("/")[0].split()[1]) for line in lines] == [30, 60, 90, 100, 300]
     assert "val 2.000" in lines[-1]
+
+
+def test_a_printed_speed_is_the_mean_since_the_line_before_and_the_live_one_the_latest() -> None:
+    """One pause of a busy machine must not look like the speed of the run."""
+
+    def at(step: int, speed: float) -> TrainingProgress:
+        measured = {"validation_loss": 2.0} if step % 50 == 0 else {}
+        numbers = record(step, tokens_per_second=speed, peak_share=speed / 10_000, **measured)
+        return TrainingProgress(step, 100, record=numbers)
+
+    told = [at(step, 1000.0 if step <= 50 else 800.0 if step < 100 else 50.0) for step in range(10, 101, 10)]
+    lines = [line for line in shown(told, terminal=False).splitlines() if "val 2.000" in line]
+    assert "1,000 tok/s · 10% of peak" in lines[0]
+    assert f"{5 * 320 / (4 * 320 / 800 + 320 / 50):,.0f} tok/s · 2% of peak" in lines[1]
+    assert " 50 tok/s" in shown(told, terminal=True)

@@ -55,10 +55,10 @@ def test_whoever_takes_the_progress_is_told_everything_and_nothing_is_printed(
 ) -> None:
     told: list[TrainingProgress] = []
     gpt2lab.train(text=str(rhyme_file), max_steps=2, out=tmp_path / "run", progress=told.append, **SIZES)
-    assert [(progress.step, progress.steps) for progress in told] == [(0, 2), (2, 2)]
+    assert [(progress.step, progress.steps) for progress in told] == [(0, 2), (1, 2), (2, 2)]
     assert "parameters" in told[0].message
-    assert told[1].record is not None
-    assert told[1].record["step"] == 2
+    assert told[2].record is not None
+    assert told[2].record["step"] == 2
     assert capfd.readouterr() == ("", "")
 
 

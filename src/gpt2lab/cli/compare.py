@@ -11,6 +11,7 @@ from gpt2lab.cli.screen import errors
 from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, own_attention, random_arms, read_file, with_original
 from gpt2lab.comparison.settings import GridSettings, Options, RunningSettings
 from gpt2lab.config import Variant
+from gpt2lab.options import options_of
 from gpt2lab.runs.settings import DataSettings, ModelSettings, TrainerConfig
 
 ARMS = Parameter(group=Group("Arms", sort_key=0), negative=())
@@ -18,7 +19,7 @@ GROUPS = {"Grid": GridSettings, "Running": RunningSettings}
 SHARED = {"Model": ModelSettings, "Text": DataSettings, "Training": TrainerConfig}
 
 
-@with_flags(GROUPS | SHARED, ARM_CHOICES, defaults={"out": "runs/compare"})
+@with_flags(GROUPS | SHARED, ARM_CHOICES - options_of(RunningSettings).keys(), defaults={"out": "runs/compare"})
 def compare(
     *,
     variants: Annotated[str | None, ARMS] = None,

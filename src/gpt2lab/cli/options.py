@@ -23,13 +23,14 @@ def with_flags(
         leave_out: options that the command has not, or has otherwise.
         defaults: what help shows as default, where the command has another one.
     """
-    made = []
+    made: list[tuple[str, Any, None]] = []
     for order, (title, settings) in enumerate(groups.items(), 1):
         group = Group(title, sort_key=order)
         own = vars(settings)["__annotations__"]
         for name, (hint, of) in sorted(options_of(settings).items(), key=lambda one: one[0] not in own):
             about = declared(of)
-            if about.flag and name not in leave_out:
+            shown_already = any(name == one for one, *_ in made)
+            if about.flag and name not in leave_out and not shown_already:
                 shown = about.default or (None if of.default is None else _word(of.default))
                 made.append((name, _flag(name, hint, about, group, defaults.get(name, shown)), None))
     kind = dataclasses.make_dataclass("Flags", made, frozen=True)

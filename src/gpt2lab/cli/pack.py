@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors
 from gpt2lab.data.settings import PackSettings
-from gpt2lab.progress import shown
+from gpt2lab.progress import counted, shown
 
 CORES = os.cpu_count() or 1
 
@@ -38,7 +38,7 @@ def pack(inputs: Annotated[list[str], Parameter(negative=())], /, *, out: Path, 
         console.print("stopped; complete shards are kept, and the same command goes on", highlight=False)
         return 130
     console.print(
-        f"done: {len(shards):,} tokens in {len(shards.files):,} shards · "
+        f"done: {len(shards):,} tokens in {counted(len(shards.files), 'shard')} · "
         f"train on them with: gpt2lab train --text {shlex.quote(str(out))}",
         highlight=False,
     )

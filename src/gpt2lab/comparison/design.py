@@ -48,6 +48,7 @@ def design_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str,
     shared = {name: value for name, value in options.items() if name in options_of(*SETTINGS)}
     sizes = part(options, GridSettings)
     out = Path(shared.pop("out", None) or "runs/compare")
+    shared.pop("threads", None)  # each training gets them from the comparison
     if (steps := shared.pop("max_steps", None)) is not None:  # the same by another name
         sizes.setdefault("steps", steps)
     grid = GridSettings(**sizes)

@@ -213,8 +213,9 @@ def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text
             continue
         training, step = cell.settings.training, step_seconds[cell.key]
         steps = training.max_steps or 0
-        looks = 1 + steps // training.eval_every if training.eval_every else 1
-        read = looks * min(training.eval_tokens, sizes["validation"]) + sizes["validation"] + sizes["test"]
+        eval_every, eval_tokens = training.estimates(steps, cell.settings.model.context_size)
+        looks = 1 + steps // eval_every if eval_every else 1
+        read = looks * min(eval_tokens, sizes["validation"]) + sizes["validation"] + sizes["test"]
         read += len(CONTEXT_FACTORS) * min(CONTEXT_TOKENS, sizes["test"])
         tokens_per_step = training.batch_size * training.accumulation_steps * cell.settings.model.context_size
         seconds += STARTING_SECONDS + step * (steps + read / tokens_per_step / 3)

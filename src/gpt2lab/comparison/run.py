@@ -38,7 +38,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
 from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.options import given_options, method_taking, options_of
-from gpt2lab.progress import Progress, shown
+from gpt2lab.progress import Progress, counted, shown
 from gpt2lab.runs.folder import open_text
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
@@ -86,13 +86,14 @@ def compare(arms: Mapping[str, Options] | str | Path, **given: Any) -> Compariso
     progress: Progress | None = given.pop("progress", None)
     claims, own = given.pop("claims", None), given.pop("attentions", None) or {}
     options = given_options((GridSettings, RunningSettings, *SETTINGS), given)
-    running = RunningSettings(**part(options, RunningSettings))
     folder = None if isinstance(arms, Mapping) or Path(arms).is_file() else Path(arms)
     if folder is not None and not options.keys() - {"workers", "threads", "ray", "max_hours"} and _is_complete(folder):
         return Comparison(folder, read_results(folder))
     given_arms, declared, written = named(arms)
+    options = merged_options(written, options)
+    running = RunningSettings(**part(options, RunningSettings))
     checked = with_own(check_arms(given_arms), own, named_by_folder=folder is not None)
-    design, out = design_of(checked, declared if claims is None else claims, merged_options(written, options))
+    design, out = design_of(checked, declared if claims is None else claims, options)
     with ExitStack() as stack:
         console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
         told = progress or stack.enter_context(shown(console))
@@ -183,8 +184,8 @@ def _run(design: Design, running: RunningSettings, out: Path, console: Console, 
     workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
     hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
     console.print(
-        f"{len(cells)} cells: {len(design.arms)} arms × {_count(len(grid.contexts), 'context')} × "
-        f"{_count(grid.seeds, 'seed')}, {_count(workers, 'worker')}; about {_duration(hours)} to go",
+        f"{counted(len(cells), 'cell')}: {len(design.arms)} arms × {counted(len(grid.contexts), 'context')} × "
+        f"{counted(grid.seeds, 'seed')}, {counted(workers, 'worker')}; about {_duration(hours)} to go",
         highlight=False,
     )
     if hours > running.max_hours:
@@ -280,11 +281,7 @@ def _cells(
 
 
 def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours > 1.5 else _count(max(1, round(60 * hours)), "minute")
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+    return f"{hours:.1f} hours" if hours > 1.5 else counted(max(1, round(60 * hours)), "minute")
 
 
 def _shard(shard: str | None) -> tuple[int, int]:

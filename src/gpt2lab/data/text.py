@@ -7,7 +7,7 @@ from gpt2lab.data.datasets import TokenDataset, Tokens, encode_corpus
 from gpt2lab.data.shards import Shards, find_shards
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.progress import Progress
+from gpt2lab.progress import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Text:
     def describe(self) -> str:
         """One line for the screen."""
         size = self.parts["test"][1]
-        unit = f"tokens in {len(self.corpus.files):,} shards" if isinstance(self.corpus, Shards) else "bytes"
+        unit = f"tokens in {counted(len(self.corpus.files), 'shard')}" if isinstance(self.corpus, Shards) else "bytes"
         shares = " · ".join(
             f"{name} {stop - start:,} ({(stop - start) / size:.0%})" for name, (start, stop) in self.parts.items()
         )

@@ -1,7 +1,7 @@
 """Writing with a run: what ``gpt2lab generate`` does."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -89,14 +89,17 @@ def generate_from_run(run: str | Path, **given: Any) -> Written:
     Args:
         run: run folder.
         **given: fields of :class:`gpt2lab.generation.settings.GenerateOptions`, such as
-            ``prompt="It was", tokens=200``; those of :class:`gpt2lab.Sampling` are among them.
+            ``prompt="It was", tokens=200``; those of :class:`gpt2lab.Sampling` are among them. ``show`` is called with
+            the prompt, and then with each piece of the first text as it is written.
 
     Raises:
         InputError: no such run, a prompt that is empty or that the tokenizer cannot write, settings out of range.
     """
+    show = given.pop("show", None) or (lambda piece: None)
     writing = Writing(run, **given)
-    for _ in writing:
-        pass
+    show(writing.prompt)
+    for pieces in writing:
+        show(pieces[0])
     return writing.written
 
 
@@ -112,6 +115,7 @@ def generate(
     checkpoint: Which = "best",
     attention: str | type | None = None,
     device: str = "auto",
+    show: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Written: ...
 def generate(model: GPT2 | str | Path, *arguments: Any, **options: Any) -> Tensor | Written:

@@ -1,5 +1,6 @@
 """What a run is asked to write: the options of ``gpt2lab generate`` besides those of :class:`gpt2lab.Sampling`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt2lab.generation.sampling import Sampling
@@ -23,3 +24,4 @@ class GenerateOptions(GenerateSettings, Sampling):
     """Every keyword of ``gpt2lab.generate`` with a run, under the names of the flags."""
 
     temperature: float = TEMPERATURE
+    show: Callable[[str], None] | None = None

@@ -9,7 +9,8 @@ class Record(TypedDict):
 
     ``step``, ``tokens`` and ``seconds`` count from the beginning of the run, ``skipped`` the steps that changed nothing
     (no finite gradients, or no targets). ``loss``: their mean, nats per token. ``peak_share``: what is reached of the
-    arithmetic that the machine's own matrix product reaches. ``peak_memory``: bytes that this process ever held.
+    arithmetic that the machine's own matrix product reaches, where that could be told.
+    ``peak_memory``: bytes that this process ever held.
     ``validation_loss``: nats per token, where it was measured; over all of the data unless it is an estimate.
     """
 
@@ -19,9 +20,9 @@ class Record(TypedDict):
     loss: float
     learning_rate: float
     tokens_per_second: float
-    peak_share: float
     peak_memory: int
     skipped: int
+    peak_share: NotRequired[float]
     validation_loss: NotRequired[float]
     validation_is_estimate: NotRequired[bool]
 

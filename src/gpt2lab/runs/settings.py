@@ -189,20 +189,22 @@ class TrainerConfig:
     weight_decay: float = option(0.1, "weight decay, of matrices only.", least=0)
     betas: tuple[float, float] = option((0.8, 0.95), "AdamW's two betas.", least=0, below=1)
     grad_norm_clip: float = option(1.0, "the norm of all gradients is clipped to this; 0: no clipping.", least=0)
-    eval_every: int = option(
-        250,
+    eval_every: int | None = option(
+        None,
         "steps between estimates of the validation loss; 0: only with checkpoints and at the end.",
         least=0,
         on_resume=True,
         in_comparison="all",
+        default="about a twentieth of the run",
     )
-    eval_tokens: int = option(
-        32_768,
+    eval_tokens: int | None = option(
+        None,
         "tokens of the validation data that such an estimate reads (always the same ones); the last one of a run reads "
         "all.",
         least=1,
         on_resume=True,
         in_comparison="all",
+        default="32768, and fewer in a short run",
     )
     checkpoint_every: int = option(500, "steps between checkpoints.", least=0, on_resume=True, in_comparison="all")
     keep: int = option(2, "how many of the latest checkpoints stay; the best one always does.", least=1, on_resume=True)
@@ -226,6 +228,14 @@ class TrainerConfig:
         in_comparison="all",
     )
     device: str = option("auto", '"auto", "cpu", "cuda" or "mps".', on_resume=True, in_comparison="all")
+    threads: int | None = option(
+        None,
+        "CPU threads.",
+        least=1,
+        on_resume=True,
+        in_comparison="none",
+        default="OMP_NUM_THREADS, or the number that is found fastest at the start",
+    )
     parallel: Parallel = option(
         "ddp",
         'what several processes do: "ddp" (each has the whole model) or "fsdp" (each keeps its share of the '
@@ -256,6 +266,17 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check(self)
+
+    def estimates(self, steps: int, context_size: int) -> tuple[int, int]:
+        """How often a run of so many steps estimates its validation loss (every so many steps; 0: never), and how many
+        tokens that reads: by default about twenty times, which takes a tenth of the time of the training."""
+        every = 10 * round(steps / 200) if steps >= 200 else max(1, round(steps / 20))
+        tokens = steps * self.accumulation_steps * self.batch_size * context_size
+        affordable = min(32_768, max(4_096, 3 * tokens // 200))  # reading takes a third of the time of training
+        return (
+            every if self.eval_every is None else self.eval_every,
+            affordable if self.eval_tokens is None else self.eval_tokens,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """What a training uses of the machine: its precision, and whether it is compiled. Chosen once, and printed."""
 
+import statistics
+import time
+from collections.abc import Callable
+
 import torch
 
 from gpt2lab.hardware import compiler_available
@@ -8,6 +12,42 @@ from gpt2lab.runs.settings import Compile, Precision
 # Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
 # that we could measure (docs/recipe.md), so there it is only done when asked for.
 COMPILE_PAYS_SECONDS = 100.0
+
+# A measurement of steps with several numbers of threads ends after so many rounds, or so many seconds.
+ROUNDS, SECONDS = 5, 3.0
+WORTH = 0.9  # more threads have to save a tenth of the time
+
+
+def choose_threads(step: Callable[[], object]) -> dict[int, float]:
+    """Measure a step with all threads, with half of them, and with one, in turn.
+
+    Args:
+        step: does what the run's own steps do, and leaves no trace.
+
+    Returns:
+        Seconds of a step (their median) by number of threads: the one to choose first.
+    """
+    most = torch.get_num_threads()
+    seconds: dict[int, list[float]] = {threads: [] for threads in sorted({1, max(1, most // 2), most})}
+    begun = time.perf_counter()
+    try:
+        for number in range(1 + ROUNDS):
+            for threads, found in seconds.items():
+                torch.set_num_threads(threads)
+                started = time.perf_counter()
+                step()
+                if number > 0:  # the first round takes memory, and starts the threads
+                    found.append(time.perf_counter() - started)
+            if number > 0 and time.perf_counter() - begun > SECONDS:
+                break
+    finally:
+        torch.set_num_threads(most)
+    medians = {threads: statistics.median(found) for threads, found in seconds.items()}
+    chosen = 1
+    for threads, median in medians.items():
+        if median < WORTH * medians[chosen]:
+            chosen = threads
+    return {chosen: medians[chosen]} | medians
 
 
 def choose_precision(name: Precision, device: torch.device, embed_dim: int) -> torch.dtype:

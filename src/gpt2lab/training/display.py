@@ -1,12 +1,14 @@
 """How a terminal shows a training: one live line, and plain ones that stay."""
 
+import itertools
+import operator
 from types import TracebackType
 from typing import Self
 
 from rich import progress
 from rich.console import Console
 
-from gpt2lab.runs.records import TrainingProgress
+from gpt2lab.runs.records import Record, TrainingProgress
 
 
 class TerminalDisplay:
@@ -19,6 +21,7 @@ class TerminalDisplay:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True)  # a path or command that is printed can be copied
         self.validation = "–"
+        self.unprinted: list[Record] = []  # the last that was printed, and those since
         self.live = progress.Progress(
             progress.TextColumn("step {task.completed}/{task.total}"),
             progress.BarColumn(bar_width=16),
@@ -50,12 +53,25 @@ class TerminalDisplay:
         measured = "validation_loss" in record
         if measured:
             self.validation = f"{record['validation_loss']:.3f}"
-        line = (
-            f"loss {record['loss']:.3f} · val {self.validation} · {record['tokens_per_second']:,.0f} tok/s"
-            f" · {record['peak_share']:.0%} of peak"
-        )
-        self.live.update(self.task, description=line)
+        self.live.update(self.task, description=self._line(record, record["tokens_per_second"]))
+        self.unprinted.append(record)
         tenth = max(10, told.steps // 100 * 10)  # records come every 10 steps
         unmeasured = self.validation == "–" and not self.console.is_terminal and told.step % tenth == 0
         if measured or unmeasured or told.step == told.steps:
+            line = self._line(record, self._mean_speed())
             self.console.print(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)
+
+    def _line(self, record: Record, speed: float) -> str:
+        share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"]
+        return f"loss {record['loss']:.3f} · val {self.validation} · {speed:,.0f} tok/s" + (
+            f" · {share:.0%} of peak" if 0 < share <= 1 else ""
+        )
+
+    def _mean_speed(self) -> float:
+        """Tokens per second since the last line that was printed, of which this forgets."""
+        tokens = [later["tokens"] - one["tokens"] for one, later in itertools.pairwise(self.unprinted)]
+        speeds = [record["tokens_per_second"] for record in self.unprinted[1:]]
+        seconds = sum(map(operator.truediv, tokens, speeds))
+        last = self.unprinted[-1]
+        self.unprinted = [last]
+        return sum(tokens) / seconds if seconds else last["tokens_per_second"]

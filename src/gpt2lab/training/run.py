@@ -37,6 +37,7 @@ from gpt2lab.runs.given import merged_with_file, refuse_another_model
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions
 from gpt2lab.training import processes
+from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.trainer import Trainer, TrainingResult
 
@@ -213,11 +214,33 @@ def _set_up(
         trainer.restore(checkpoint)
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
+    if (threads := _threads(trainer, options, checkpoint is not None, console)) is not None:
+        training = trainer.config = replace(training, threads=threads)
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     precise, compiled = trainer.precision == torch.bfloat16, trainer.compiled
     training = replace(training, precision="bfloat16" if precise else "float32", compile="yes" if compiled else "no")
     data = replace(data, text_sha256=text.corpus.sha256)
     return trainer, text, RunSettings(data, described, training, settings.init_from)
+
+
+def _threads(trainer: Trainer, options: Mapping[str, Any], goes_on: bool, console: Console) -> int | None:
+    """CPU threads of a run: as asked; as it began; as OMP_NUM_THREADS says; or those that make its steps fastest.
+
+    They are a part of the run, since sums are added up in another order by another number of them. Several processes
+    get theirs from what starts them.
+    """
+    if trainer.device.type != "cpu" or (processes.num_processes() > 1 and options.get("threads") is None):
+        return None
+    if trainer.config.threads is not None or goes_on:
+        return trainer.config.threads
+    if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:
+        return torch.get_num_threads()
+    with console.status("measuring how many threads are worth it"):
+        batch = next(trainer.batches())
+        seconds = choose_threads(partial(trainer.rehearse, batch))
+    chosen, *others = (f"{1000 * each:.0f} ms with {n}" for n, each in seconds.items())
+    console.print(f"threads: a step takes {chosen}, {', '.join(others)} (--threads decides)", highlight=False)
+    return next(iter(seconds))
 
 
 def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:

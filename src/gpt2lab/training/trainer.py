@@ -23,6 +23,7 @@ from gpt2lab.files import locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import positions_to_probe
+from gpt2lab.progress import counted
 from gpt2lab.runs.folder import TrainingState, checkpoints_of
 from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.runs.settings import TrainerConfig
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 2000
 RECORD_EVERY = 10
+PATIENCE = 3  # records of slow steps before it is told: one pause says nothing
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Trainer:
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
         self.unread: list[Tensor | None] = []  # what update() returned for the steps that nobody has looked at yet
         self.skips = 0  # steps in a row that were skipped up to the last look
+        self.fastest, self.slow = math.inf, 0  # seconds of a step; how many records in a row were three times slower
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
@@ -132,13 +135,25 @@ class Trainer:
 
     def describe(self) -> str:
         """One line on how it trains here."""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {counted(torch.get_num_threads(), 'thread')}" if self.device.type == "cpu" else ""
         processes = f" · {n} processes, {self.config.parallel}" if (n := num_processes()) > 1 else ""
         return (
             f"{self.device}{threads}{processes} · {str(self.precision).removeprefix('torch.')} · "
             f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · "
             f"{self.model.num_parameters():,} parameters"
         )
+
+    def rehearse(self, batch: Batch) -> None:
+        """Compute the gradients of a batch as a step does, and leave no trace of it."""
+        before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self.model.train()
+        with torch.random.fork_rng(devices=[]):
+            with autocast(self.device, self.precision):
+                loss = self.wrapped(batch.x, batch.y, reduction="sum")
+            loss.backward()
+        self.model.zero_grad()
+        for buffer, values in before:
+            buffer.copy_(values)
 
     def train(self) -> TrainingResult:
         """Run the remaining steps.
@@ -151,12 +166,18 @@ class Trainer:
             OSError: the last checkpoint cannot be written.
         """
         config, run = self.config, Path(self.config.out) if self.config.out else None
+        eval_every, eval_tokens = config.estimates(self.steps, self.model.config.max_seq_len)
+        if self.test_dataset is None:
+            eval_every = 0
         begun, stop = self.state.step, 0
         if begun == 0:
             if run is not None and checkpoints_of(run):
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
             torch.manual_seed(config.seed + rank())
         with ExitStack() as stack:
+            if config.threads is not None:
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(config.threads)
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
             stack.enter_context(naming_lost_processes())
@@ -172,9 +193,9 @@ class Trainer:
                 step, tokens = self.state.step + 1, self.state.tokens + tokens
                 self.state = dataclasses.replace(self.state, step=step, tokens=tokens, validation_loss=None)
                 saves = run is not None and (step == self.steps or at(config.checkpoint_every, step))
-                measures = saves or step == self.steps or at(config.eval_every, step)
+                measures = saves or step == self.steps or at(eval_every, step)
                 if measures or at(RECORD_EVERY, step):
-                    self._look(measures)
+                    self._look(eval_tokens if measures else None)
                     hopeless, measured = self.skips >= config.max_skips, self.state.validation_loss is not None
                     if hopeless or (step < self.steps and (measured or at(RECORD_EVERY, step))):
                         self._tell(sinks)
@@ -215,8 +236,9 @@ class Trainer:
         """Tell a sentence."""
         self.show(TrainingProgress(self.state.step, self.steps, message=message))
 
-    def _look(self, measure: bool = False) -> None:
-        """See how the steps went since the last look, and what the model is worth now. The device is waited for."""
+    def _look(self, eval_tokens: int | None = None) -> None:
+        """See how the steps went since the last look, and what the model is worth now, if it is to be measured on so
+        many tokens. The device is waited for."""
         losses = averaged([loss for loss in self.unread if loss is not None])
         if without := len(self.unread) - len(losses):
             self._say(
@@ -231,7 +253,7 @@ class Trainer:
             self.state,
             losses=[*self.state.losses, *learned],
             skipped=self.state.skipped + skipped,
-            validation_loss=self._measured(self.config.eval_tokens) if measure else self.state.validation_loss,
+            validation_loss=self._measured(eval_tokens) if eval_tokens else self.state.validation_loss,
             seconds=time.perf_counter() - self.started,
         )
 
@@ -249,7 +271,9 @@ class Trainer:
         """Give the sinks a record of the steps since the last one."""
         state = self.state
         since, tokens = self.last_told
-        speed = (state.tokens - tokens) / (time.perf_counter() - since)
+        seconds = time.perf_counter() - since
+        self._watch(seconds / max(1, len(state.losses)))
+        speed = (state.tokens - tokens) / seconds
         record: Record = {
             "step": state.step,
             "tokens": state.tokens,
@@ -257,10 +281,16 @@ class Trainer:
             "loss": fmean(state.losses) if state.losses else math.nan,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": speed,
-            "peak_share": 3 * self.model.flops_per_token() * speed / self.peak,
             "peak_memory": peak_memory(self.device),
             "skipped": state.skipped,
         }
+        share = 3 * self.model.flops_per_token() * speed / self.peak
+        if share > 1 and num_processes() == 1:  # the machine was busy when its peak was measured
+            peak_flops.cache_clear()
+            self.peak = max(self.peak, peak_flops(self.device, self.precision))
+            share = 3 * self.model.flops_per_token() * speed / self.peak
+        if share <= 1:
+            record["peak_share"] = share
         if state.validation_loss is not None:
             record["validation_loss"] = state.validation_loss if exact is None else exact
             record["validation_is_estimate"] = exact is None
@@ -268,6 +298,16 @@ class Trainer:
             sink(record)
         self.state = dataclasses.replace(state, losses=[])
         self.last_told = time.perf_counter(), state.tokens
+
+    def _watch(self, seconds: float) -> None:
+        """Tell once if steps, which take so many seconds each, have become much slower than they were."""
+        self.fastest = min(self.fastest, seconds)
+        self.slow = self.slow + 1 if seconds > 3 * self.fastest else 0
+        if self.slow == PATIENCE and self.device.type == "cpu":
+            told = f"a step takes {seconds / self.fastest:.1f} times as long as at first: other programs are at work"
+            if self.config.out and torch.get_num_threads() > 1:
+                told += f"; Ctrl-C, and then gpt2lab train --resume {self.config.out} --threads 1, may be faster"
+            self._say(told)
 
     def _save(self, run: Path, last: bool) -> None:
         """Write a checkpoint; a failure is told, and ends the training only if there will be no other one."""

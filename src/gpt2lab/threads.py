@@ -1,0 +1,30 @@
+"""How CPU threads wait for each other. It is decided before torch is imported, and so before anything else here."""
+
+import os
+import sys
+import warnings
+
+# How often a waiting thread of GNU OpenMP, which torch's builds for Linux use, looks before it sleeps. Its own default
+# is for ever, or nearly; beside one busy process a training step then takes 19 times as long (docs/performance.md).
+SPINS = "1000"
+DECIDE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def sleep_when_waiting() -> None:
+    """Let threads that wait sleep soon, so that they do not keep the processor from those that they wait for.
+
+    What the user has set stays.
+
+    Warns:
+        UserWarning: torch is there already, with threads that spin.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in DECIDE):
+        return
+    if "torch" not in sys.modules:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    elif os.environ.get("OMP_NUM_THREADS") != "1":
+        warnings.warn(
+            "torch was imported before gpt2lab, so its threads spin while they wait, which makes them slow beside "
+            f"other programs: import gpt2lab first, or set GOMP_SPINCOUNT={SPINS}",
+            stacklevel=3,
+        )

@@ -1,0 +1,149 @@
+"""What a training uses of the machine: found by measuring, and then a part of the run."""
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import gpt2lab
+from gpt2lab.runs.records import Record
+from gpt2lab.runs.settings import RunSettings, TrainerConfig
+from gpt2lab.training import choices
+from gpt2lab.training.choices import choose_threads
+from tests.training.conftest import MakeTrainer
+
+SMALL = {"context_size": 8, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "batch_size": 4, "max_steps": 4}
+
+
+class Clock:
+    """Steps take what ``seconds`` says for the threads there are, and nothing else takes any time."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds, self.now = seconds, 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def step(self) -> None:
+        self.now += self.seconds[torch.get_num_threads()]
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({1: 1.0, 2: 0.6, 4: 0.4}, 4),
+        ({1: 1.0, 2: 0.6, 4: 0.58}, 2),  # a thirtieth is not worth two more
+        ({1: 1.0, 2: 0.95, 4: 0.92}, 1),
+        ({1: 0.2, 2: 0.3, 4: 2.4}, 1),  # beside others
+        ({1: 1.0, 2: 1.5, 4: 0.5}, 4),
+    ],
+)
+@pytest.mark.usefixtures("four_threads")
+def test_more_threads_are_taken_only_where_they_save_a_tenth(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], chosen: int
+) -> None:
+    clock = Clock(seconds)
+    monkeypatch.setattr(choices, "time", clock)
+    found = choose_threads(clock.step)
+    assert next(iter(found)) == chosen
+    assert found == pytest.approx(seconds)
+    assert torch.get_num_threads() == 4
+
+
+def test_a_rehearsed_step_leaves_no_trace(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer()
+    before, drawn = copy.deepcopy(trainer.model.state_dict()), torch.get_rng_state()
+    trainer.rehearse(next(trainer.batches()))
+    assert all(torch.equal(values, before[name]) for name, values in trainer.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_the_threads_of_a_run_are_told_and_recorded_and_it_goes_on_with_them(
+    rhyme_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recorded(run: Path) -> int | None:
+        return RunSettings.read(run / "config.yaml").training.threads
+
+    gpt2lab.train(text=str(rhyme_file), out=tmp_path / "fixed", **SMALL)
+    assert recorded(tmp_path / "fixed") == int(os.environ["OMP_NUM_THREADS"])
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("gpt2lab.training.run.choose_threads", lambda step: {2: 0.03, 1: 0.05})
+    torch.set_num_threads(2)
+    try:
+        run = gpt2lab.train(text=str(rhyme_file), out=tmp_path / "measured", **SMALL)
+        assert "threads: a step takes 30 ms with 2, 50 ms with 1" in capsys.readouterr().out
+        assert recorded(run.folder) == 2
+        gpt2lab.train(text=str(rhyme_file), out=tmp_path / "asked", threads=1, **SMALL)
+        assert recorded(tmp_path / "asked") == 1
+        assert ", 1 thread " in capsys.readouterr().out
+        gpt2lab.train(resume=run.folder, max_steps=6)
+        told = capsys.readouterr().out
+        assert ", 2 threads " in told
+        assert "a step takes" not in told
+        assert torch.get_num_threads() == 2  # as it was
+        gpt2lab.train(resume=run.folder, max_steps=8, threads=1)
+        assert recorded(run.folder) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 60, 199, 200, 500, 2000, 10_000, 1_000_000])
+def test_a_run_measures_itself_about_twenty_times_whatever_its_length(steps: int) -> None:
+    every, tokens = TrainerConfig().estimates(steps, 64)
+    assert min(steps, 15) <= steps // every <= 30
+    assert 4_096 <= tokens <= 32_768
+    assert TrainerConfig(eval_every=0, eval_tokens=5).estimates(steps, 64) == (0, 5)
+
+
+def test_twenty_estimates_take_about_a_tenth_of_the_training_at_most() -> None:
+    for steps in (1000, 2000, 50_000):
+        every, tokens = TrainerConfig().estimates(steps, 64)
+        assert steps // every * tokens / 3 <= 0.13 * steps * TrainerConfig.batch_size * 64
+
+
+def test_slow_steps_are_told_once_with_what_to_do(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(out=tmp_path / "run")
+    told: list[str] = []
+    trainer.show = lambda progress: told.append(progress.message)
+    torch.set_num_threads(2)
+    try:
+        for seconds in [1.0, 1.1, 5.0, 1.0, 5.0, 5.0, 4.0, 6.0, 9.0, 9.0, 9.0]:  # one pause says nothing
+            trainer._watch(seconds)
+    finally:
+        torch.set_num_threads(1)
+    assert told == [
+        "a step takes 4.0 times as long as at first: other programs are at work; Ctrl-C, and then "
+        f"gpt2lab train --resume {tmp_path / 'run'} --threads 1, may be faster"
+    ]
+
+
+def test_a_share_of_the_peak_is_told_only_if_it_can_be_one(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was busy at the start seems slower than the training that follows."""
+
+    def shares(peak: float) -> list[float | None]:
+        trainer, records = make_trainer(max_steps=10), list[Record]()
+        trainer.peak, trainer.sinks = peak, [records.append]
+        trainer.train()
+        return [record.get("peak_share") for record in records]
+
+    assert all(share is not None and 0 < share <= 1 for share in shares(1.0))
+
+    def slow_peak(device: torch.device, precision: torch.dtype) -> float:
+        return 2.0
+
+    slow_peak.cache_clear = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setattr("gpt2lab.training.trainer.peak_flops", slow_peak)
+    assert set(shares(1.0)) == {None}
