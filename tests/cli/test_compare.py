@@ -167,6 +167,8 @@ def test_the_files_agree_with_each_other(grid: tuple[Path, Finished]) -> None:
     by_arm = {arm: [c["test_loss"] for c in results["cells"] if c["arm"] == arm] for arm in ("original", "rope")}
     differences = [a - b for a, b in zip(by_arm["rope"], by_arm["original"], strict=True)]
     assert contrast["mean"] == pytest.approx(sum(differences) / 2)
+    assert re.search(r"^  rope: (better by|worse by|no difference shown)", done.out, re.MULTILINE)
+    assert f"{sum(by_arm['original']) / 2:.4f}" in done.out.split("test loss  ")[1]
     assert "RoPE learns more." in done.out
     assert {"better": "Better", "worse": "Worse"}.get(contrast["verdict"], "No difference shown") in done.out
 
@@ -485,6 +487,8 @@ def test_a_report_tells_what_changed_between_two_comparisons(
     results["settings"]["learning_rate"] = 0.5
     old.write_text(json.dumps(results), encoding="utf-8")
     assert command("report", out, "--against", old).code == 0
+    told = json.loads(command("report", out, "--json").out)
+    assert {verdict["arm"] for verdict in told["verdicts"]} == {"narrow", "rope"}
     page = (out / "report.html").read_text(encoding="utf-8")
     changed = page[page.index("What changed") : page.index("The arms")]
     assert re.search(r"learning_rate</td><td>0.5</td><td>0.008", changed)

@@ -120,7 +120,7 @@ def test_the_arms_come_in_the_order_of_their_validation_loss_and_not_of_the_test
     results = make_results()
     turned = [dataclasses.replace(cell, validation_loss=-cell.test_loss) for cell in results.cells]
     table = render(with_cells(results, turned)).split("<h2>The arms")[1].split("</table>")[0]
-    assert re.findall(r"<tr><td>8</td><td>([^<]+)</td>", table) == ["mine&lt;b&gt;", "original", "rope"]
+    assert re.findall(r"<tr><td>([^<]+)</td>", table) == ["mine&lt;b&gt;", "original", "rope"]
 
 
 def test_an_arm_whose_attention_cannot_be_read_off_is_left_out_of_that_picture_alone() -> None:
@@ -204,10 +204,10 @@ def test_what_users_named_or_models_wrote_is_text_and_never_markup(page: str) ->
 
 
 def test_a_comparison_without_claims_cells_or_timings_is_still_a_page() -> None:
-    assert "everything below is exploratory" in render(make_results(claims=()))
+    assert "everything here is exploratory" in render(make_results(claims=()))
     assert "nothing was timed yet" in render(make_results(speed={}))
     empty = render(make_results(cells=[], contrasts=[], unfinished=["context-8/rope/seed-1"]))
-    assert "1 cells are not finished: context-8/rope/seed-1" in empty
+    assert "1 cell is not finished: context-8/rope/seed-1" in empty
 
 
 def test_a_learning_rate_at_the_edge_of_what_was_tried_is_marked() -> None:
@@ -257,3 +257,20 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(
         assert letters == tab.evaluate("getComputedStyle(document.body).color")
         assert told == []
         browser.close()
+
+
+def test_the_page_opens_with_a_sentence_for_each_arm() -> None:
+    first = render(make_results()).split("<h2>")[0]
+    assert re.search(r"<li>rope: better by 0\.\d{4} \(0\.\d{4} to 0\.\d{4}; 4 seeds\)</li>", first)
+    assert re.search(r"<li>mine&lt;b&gt;: worse by 0\.\d{4} ", first)
+    assert "original:" not in first
+
+
+def test_what_changed_is_a_table_of_settings_and_not_of_python() -> None:
+    before, now = make_results(), make_results()
+    arms = {**now.settings.arms, "rope": {"position": "rope", "window": [8, None]}}
+    now = dataclasses.replace(now, settings=dataclasses.replace(now.settings, arms=arms))
+    table = render(now, before).split("<h2>What changed")[1].split("</table>")[0]
+    assert "<tr><td>arm rope: position</td><td>–</td><td>rope</td></tr>" in table
+    assert "<tr><td>arm rope</td><td>as in GPT-2</td><td>–</td></tr>" in table
+    assert "{" not in table

@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 from cyclopts import Group, Parameter
 
 from gpt2lab.cli.options import given, with_flags
-from gpt2lab.cli.report import tell_answers
+from gpt2lab.cli.report import tell
 from gpt2lab.cli.screen import errors
 from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, own_attention, random_arms, read_file, with_original
 from gpt2lab.comparison.settings import GridSettings, Options, RunningSettings
@@ -26,6 +26,7 @@ def compare(
     arm: Annotated[list[str] | None, ARMS] = None,
     random: Annotated[int, ARMS] = 0,
     config: Annotated[Path | None, ARMS] = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     options: object = None,
 ) -> int:
     """Find out what a switch really does: train several variants alike, and measure them on text they have not seen.
@@ -48,6 +49,8 @@ def compare(
         Add that many random architectures, drawn with --seed, at one context.
     config
         YAML or TOML file with any of these options; flags override it.
+    json_output
+        Print the verdicts as JSON at the end, and nothing else.
     """
     from gpt2lab.comparison.design import merged_options
     from gpt2lab.comparison.run import compare as compare_models
@@ -61,11 +64,14 @@ def compare(
     arms: dict[str, Options] = {**named_variants(_names(variants)), **in_file}
     arms |= {name: {**arms.get(name, {}), "attention": attention} for name, attention in own.items()}
     arms |= random_arms(random, asked.get("seed", 0), asked.get("contexts", GridSettings.contexts))
+    if json_output:
+        asked["progress"] = lambda *_: None
     found = compare_models(with_original(arms), claims=claims, **asked)
-    tell_answers(found)
+    tell(found, json_output)
     if found.failed:
         errors.print(f"{len(found.failed)} cells failed; the same command tries them again", highlight=False)
-    return 1 if found.failed else 0
+    nothing_left = found.results.disqualified and not found.verdicts
+    return 1 if found.failed or nothing_left else 0
 
 
 def _names(variants: str | None) -> list[str]:

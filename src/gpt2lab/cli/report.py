@@ -1,5 +1,7 @@
 """``gpt2lab report``: what a comparison found, as a page, a table and data."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +22,7 @@ def report(
     rounds: int = 0,
     threads: int = 1,
     arm: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
     """Make the report of a comparison again: from its run folders, or report.html from a results.json alone.
 
@@ -35,20 +38,30 @@ def report(
         CPU threads of that timing.
     arm
         The attention of an arm that has its own, for that timing: "name=file.py:ClassName". Can be repeated.
+    json_output
+        Print the verdicts as JSON.
     """
     from gpt2lab.comparison.run import report as make_report
 
     own = own_attention(arm or ())
-    tell_answers(make_report(folder, against=against, rounds=rounds, threads=threads, attentions=own))
+    found = make_report(folder, against=against, rounds=rounds, threads=threads, attentions=own)
+    tell(found, json_output)
     return 0
 
 
-def tell_answers(found: "Comparison") -> None:
-    """Print what can be said of the claims, and where the files are."""
+def tell(found: "Comparison", json_output: bool) -> None:
+    """Print what was found: in a sentence for each arm, as a table, the claims, and where the files are."""
     from gpt2lab.comparison.report import answers
 
-    for answer in answers(found.results):
-        console.print(f"{answer.says}\n  {answer.word}. {answer.sentence}", highlight=False, markup=False)
+    if json_output:
+        verdicts = [dataclasses.asdict(verdict) for verdict in found.verdicts]
+        told = {"folder": str(found.folder), "verdicts": verdicts, "failed": dict(found.failed)}
+        print(json.dumps(told | {"unfinished": found.results.unfinished}, indent=2))
+        return
+    about = f"test loss against {found.results.settings.baseline}, nats per token:"
+    lines = ["", about, *(f"  {answer}" for answer in found.answers()), "", found.losses(), ""]
+    lines += [f"{answer.says}\n  {answer.word}. {answer.sentence}" for answer in answers(found.results)]
     for what, name in (("report", "report.html"), ("table", "results.csv"), ("data", "results.json")):
         if (found.folder / name).exists():
-            console.print(f"{what:<6}  {found.folder / name}", highlight=False, markup=False)
+            lines.append(f"{what:<6}  {found.folder / name}")
+    console.print("\n".join(lines), highlight=False, markup=False)

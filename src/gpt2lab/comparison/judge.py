@@ -19,7 +19,7 @@ Row = Mapping[str, object]
 Group = dict[str, dict[str | float, float]]  # of one context: value by pair by arm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Judgement:
     """What somebody's runs show.
 
@@ -53,6 +53,9 @@ class Judgement:
     def table(self) -> str:
         """The verdicts as text."""
         return f"{self.title()}\n\n{text_table(self.verdicts)}"
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def _repr_html_(self) -> str:
         return html_table(self.verdicts, self.title())

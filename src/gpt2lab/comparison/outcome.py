@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gpt2lab.comparison.results import Contrast, Results
 from gpt2lab.comparison.statistics import estimate
-from gpt2lab.comparison.verdicts import Verdict, html_table, text_table
+from gpt2lab.comparison.verdicts import Verdict, aligned, difference_cells, html_table, sentences, text_table
 from gpt2lab.files import atomic_write
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A comparison, as far as it has come.
 
@@ -45,6 +45,25 @@ class Comparison:
                 losses.append(f"{estimate(each, 0.95).mean:.4f} nats per token at a context of {context}")
         told = f"compared with {design.baseline}"
         return f"{told} (test loss {', '.join(losses)})" if losses else told
+
+    def answers(self) -> list[str]:
+        """What is known of the test loss of each arm, in nats per token, a sentence each."""
+        told = sentences(self.verdicts, self.results.settings.grid.contexts)
+        return told + [f"{arm.arm}: not trained, {arm.message}" for arm in self.results.disqualified]
+
+    def losses(self) -> str:
+        """Test loss of each arm, nats per token, and how it differs from the baseline, as a table of text."""
+        rows = [["context", "arm", "test loss", "difference", "interval", "verdict"]]
+        found = {(v.context, v.arm): v for v in self.verdicts if v.quantity == "test_loss"}
+        cells = self.results.cells
+        for context, arm in dict.fromkeys((cell.context, cell.arm) for cell in cells):
+            loss = estimate([cell.test_loss for cell in cells if (cell.context, cell.arm) == (context, arm)], 0.95)
+            one = found.get((context, arm))
+            rows.append([str(context), arm, f"{loss.mean:.4f}", *(difference_cells(one) if one else ["", "", ""])])
+        return aligned(rows)
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """The verdicts as text, and what is missing."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from gpt2lab.comparison.grouped import Grouped, Spread, spread
 from gpt2lab.comparison.pictures import pictures
 from gpt2lab.comparison.results import MEASURES, Contrast, Results, Seconds
-from gpt2lab.comparison.settings import BASELINE
+from gpt2lab.comparison.settings import BASELINE, Design
 from gpt2lab.comparison.statistics import Word, estimate, welch, word_of
+from gpt2lab.comparison.verdicts import sentences
 
 WORDS: dict[Word | None, str] = {
     "better": "Better",
@@ -76,8 +77,8 @@ class ChangedSetting:
     """A setting that differs between two comparisons."""
 
     name: str
-    old: object
-    new: object
+    old: str
+    new: str
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def render(results: Results, other: Results | None = None) -> str:
         other: of an earlier one; then the page also tells what changed.
     """
     import jinja2
+    import yaml
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt2lab.comparison", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -116,6 +118,8 @@ def render(results: Results, other: Results | None = None) -> str:
     found = Grouped(results)
     return environment.get_template("report.html").render(
         settings=results.settings.to_dict(),
+        written=yaml.safe_dump(results.settings.to_dict(), sort_keys=False, allow_unicode=True),
+        sentences=sentences(results.verdicts, results.settings.grid.contexts),
         verdicts=answers(results),
         disqualified=results.disqualified,
         unfinished=results.unfinished,
@@ -254,11 +258,21 @@ def _milliseconds(timed: Seconds) -> list[Spread | None]:
     return [spread([1000 * seconds for seconds in rounds]) for rounds in each]
 
 
+def _flat(design: Design) -> dict[str, str]:
+    """The settings of a comparison, a line each: those of an arm and the words of a claim, too."""
+    settings = design.to_dict()
+    arms, claims = settings.pop("arms"), settings.pop("claims")
+    found = {f"arm {arm}: {name}": value for arm, options in arms.items() for name, value in options.items()}
+    found |= {f"arm {arm}": "as in GPT-2" for arm, options in arms.items() if not options}
+    found |= {f"claim {number}": claim["says"] for number, claim in enumerate(claims, 1)}
+    return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in (found | settings).items()}
+
+
 def _changes(results: Results, other: Results) -> Changes:
     """What differs between two comparisons: settings, and test losses with Welch's interval."""
-    now, before = results.settings.to_dict(), other.settings.to_dict()
+    now, before = _flat(results.settings), _flat(other.settings)
     settings = [
-        ChangedSetting(name, before.get(name), now.get(name))
+        ChangedSetting(name, before.get(name, "–"), now.get(name, "–"))
         for name in sorted({*now, *before})
         if now.get(name) != before.get(name)
     ]

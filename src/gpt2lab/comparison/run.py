@@ -44,6 +44,7 @@ from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
 
 REPORT = "report.html"
+FEW_SEEDS = 3  # with two, the interval is 13 standard errors wide on either side
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,11 @@ def _run(design: Design, running: RunningSettings, out: Path, console: Console, 
         f"{counted(grid.seeds, 'seed')}, {counted(workers, 'worker')}; about {_duration(hours)} to go",
         highlight=False,
     )
+    if grid.seeds < FEW_SEEDS:
+        console.print(
+            f"note: {counted(grid.seeds, 'seed')} can tell only large differences from chance; {FEW_SEEDS} tell more",
+            highlight=False,
+        )
     if hours > running.max_hours:
         raise InputError(
             f"this would take about {hours:.1f} hours, more than --max-hours {running.max_hours:g}: make the grid "

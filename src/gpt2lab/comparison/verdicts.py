@@ -61,6 +61,11 @@ def _more(verdict: Verdict) -> str:
     return "?" if verdict.more_seeds is None else str(verdict.more_seeds or "–")
 
 
+def difference_cells(verdict: Verdict) -> list[str]:
+    """Difference, interval and word, as tables show them."""
+    return [_difference(verdict), _interval(verdict), verdict.verdict or "undecided"]
+
+
 _COLUMNS: dict[str, Callable[[Verdict], str]] = {
     "context": lambda one: str(one.context),
     "arm": lambda one: one.arm,
@@ -81,9 +86,38 @@ def _cells(verdicts: Sequence[Verdict]) -> list[list[str]]:
     return [names, *([_COLUMNS[name](one) for name in names] for one in verdicts)]
 
 
+def in_words(one: Verdict) -> str:
+    """What is known of a loss, or of anything that is better if it is lower, in a sentence.
+
+    ``rope: better by 0.0503 (0.0391 to 0.0614; 8 seeds)``
+    """
+    seeds = f"{one.pairs} seed{'' if one.pairs == 1 else 's'}"
+    if one.difference is None or one.low is None or one.high is None:
+        return f"{one.arm}: {seeds} cannot tell a difference from chance; train two or more, better five"
+    if one.verdict in ("better", "worse"):
+        low, high = sorted((abs(one.low), abs(one.high)))
+        return f"{one.arm}: {one.verdict} by {abs(one.difference):.4f} ({low:.4f} to {high:.4f}; {seeds})"
+    settle = f"; about {one.more_seeds} more would settle it" if one.more_seeds else ""
+    return (
+        f"{one.arm}: no difference shown ({one.low:+.4f} to {one.high:+.4f}); {seeds} cannot show differences under "
+        f"{(one.high - one.low) / 2:.2g} here{settle}"
+    )
+
+
+def sentences(verdicts: Sequence[Verdict], contexts: Sequence[int]) -> list[str]:
+    """What is known of the test loss of each arm, in a sentence each."""
+    losses = [one for context in contexts for one in verdicts if (one.context, one.quantity) == (context, "test_loss")]
+    several = len(contexts) > 1
+    return [f"context {one.context} · {in_words(one)}" if several else in_words(one) for one in losses]
+
+
 def text_table(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as a table of text, a line each."""
-    rows = _cells(verdicts)
+    return aligned(_cells(verdicts))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
