@@ -487,13 +487,13 @@ def test_a_report_tells_what_changed_between_two_comparisons(
     results["settings"]["learning_rate"] = 0.5
     old.write_text(json.dumps(results), encoding="utf-8")
     assert command("report", out, "--against", old).code == 0
-    told = json.loads(command("report", out, "--json").out)
-    assert {verdict["arm"] for verdict in told["verdicts"]} == {"narrow", "rope"}
     page = (out / "report.html").read_text(encoding="utf-8")
     changed = page[page.index("What changed") : page.index("The arms")]
     assert re.search(r"learning_rate</td><td>0.5</td><td>0.008", changed)
     assert re.search(r"rope.*-1\.0000", changed)
     assert re.search(r"original.*\+0\.0000", changed)
+    told = json.loads(command("report", out, "--json").out)
+    assert {verdict["arm"] for verdict in told["verdicts"]} == {"narrow", "rope"}
     for wrong in (tmp_path, tmp_path / "nowhere"):
         refused = command("report", out, "--against", wrong)
         assert refused.code == 2
