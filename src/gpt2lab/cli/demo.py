@@ -5,66 +5,86 @@ import shutil
 import sys
 from pathlib import Path
 
-from gpt2lab.cli.evaluate import print_tables
 from gpt2lab.cli.generate import generate
+from gpt2lab.cli.report import tell
 from gpt2lab.cli.screen import console, errors
-from gpt2lab.config import Variant
-from gpt2lab.progress import shown
+from gpt2lab.progress import counted, shown
 
-VARIANTS: tuple[Variant, ...] = ("modern", "original")
+SEEDS = 3
+CLAIM = "The modern variant predicts text that it has not seen better than the original GPT-2."
 
 
-def demo(*, out: Path = Path("runs/demo"), max_steps: int = 2000) -> int:
-    """Train the modern variant and the original GPT-2 on Shakespeare, measure both, and write some text.
+def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
+    """Train the modern variant and the original GPT-2 on Shakespeare, write some text, and tell which one is better.
 
-    Interrupted, it goes on where it stopped when it is started again.
+    Each is trained three times, two trainings at a time. Interrupted, it goes on where it stopped when it is started
+    again.
 
     Parameters
     ----------
     out
-        Folder of the two runs.
+        Folder of the comparison.
     max_steps
-        Steps of each training; 2000 take about three minutes on two cores.
+        Steps of each training; 700 take about four minutes on two cores, for all of them together.
     """
-    from gpt2lab.evaluation.runs import evaluate_run
-    from gpt2lab.runs.folder import checkpoints_of, find_checkpoint, read_state
+    from gpt2lab.comparison.cells import is_finished
+    from gpt2lab.comparison.run import compare
+    from gpt2lab.runs.folder import checkpoints_of
     from gpt2lab.training.metrics import plot_losses, read_metrics
-    from gpt2lab.training.run import ended, train
 
-    for variant in VARIANTS:
-        run = out / variant
-        console.rule(f"training {variant}")
-        begun = bool(checkpoints_of(run))
-        if begun and read_state(find_checkpoint(run, "last", ("state.json",))).step >= max_steps:
-            console.print(f"{run} is trained already")
-            continue
-        if begun:
-            trained = train(resume=run, max_steps=max_steps)
-        else:
-            trained = train(variant=variant, out=run, max_steps=max_steps)
-        print(ended(trained))
-        if trained.stopped_by is not None:
+    runs = {arm: out / "context-64" / arm / "seed-1" for arm in ("modern", "original")}
+    has_written = False
+
+    def write() -> None:
+        nonlocal has_written
+        has_written = True
+        console.rule("what the first modern model writes")
+        generate(runs["modern"])
+
+    console.rule(f"training original and modern on Shakespeare, {SEEDS} times each, two at a time")
+    with shown(console) as bar:
+
+        def told(what: str, done: int, total: int) -> None:
+            bar(what, done, total)
+            if what == "cells" and done > 0:
+                console.print(f"{done} of {counted(total, 'training')} done", highlight=False)
+                if not has_written and is_finished(runs["modern"]):
+                    write()
+
+        try:
+            found = compare(
+                {"original": {}, "modern": {"variant": "modern"}},
+                claims=[{"says": CLAIM, "arm": "modern", "measure": "test_loss"}],
+                seeds=SEEDS,
+                steps=max_steps,
+                workers=2,
+                threads=1,
+                rounds=SEEDS,
+                out=out,
+                progress=told,
+            )
+        except KeyboardInterrupt:
             again = f"gpt2lab demo --out {shlex.quote(str(out))} --max-steps {max_steps}"
-            errors.print(f"the demo goes on from there with the same command: {again}", highlight=False)
-            return 128 + trained.stopped_by
-    runs = [out / variant for variant in VARIANTS]
-    plot = out / "loss.svg"
-    plot_losses({run.name: read_metrics(run / "metrics.jsonl") for run in runs}, plot)
-    console.rule("measuring both on the test part, which neither has seen")
-    with shown(errors) as progress:
-        print_tables({str(run): evaluate_run(run, split="test", contexts=(), progress=progress) for run in runs})
-    console.rule("writing 500 characters")
-    generate(runs[0])
+            errors.print(f"stopped; the demo goes on from there with the same command: {again}", highlight=False)
+            return 130
+    if found.failed:
+        errors.print(f"{counted(len(found.failed), 'training')} failed: {dict(found.failed)}", highlight=False)
+        return 1
+    if not has_written and checkpoints_of(runs["modern"]):
+        write()
+    plot_losses({arm: read_metrics(run / "metrics.jsonl") for arm, run in runs.items()}, out / "loss.svg")
     console.rule("what you have")
     if shutil.which("gpt2lab") is None:
-        console.print(f"first        source {Path(sys.executable).parent / 'activate'}", highlight=False)
+        console.print(f"first   source {Path(sys.executable).parent / 'activate'}", highlight=False)
     console.print(
-        f"run folder   {runs[0]}  (and {runs[1]})\n"
-        f"loss curves  {plot}\n"
-        f"next         gpt2lab generate {runs[0]} --prompt 'ROMEO:' --tokens 2000 --temperature 0.7\n"
-        f"             gpt2lab evaluate {runs[0]} {runs[1]} --split test\n"
-        f"             gpt2lab train --text your.txt --variant modern --context-size 128\n"
-        f"             gpt2lab train --help",
+        f"run     {runs['modern']}  (and five more)\n"
+        f"curves  {out / 'loss.svg'}\n"
+        f"next    gpt2lab generate {runs['modern']} --prompt 'ROMEO:' --tokens 2000 --temperature 0.7\n"
+        f"        gpt2lab train --text your.txt --variant modern --context-size 128\n"
+        f"        gpt2lab compare --variants original,rope,swa --seeds 5 --steps 400 --out runs/switches\n"
+        f"        gpt2lab train --help",
         highlight=False,
     )
+    console.rule("which one predicts better?")
+    tell(found, json_output=False)
     return 0
