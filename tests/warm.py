@@ -60,8 +60,13 @@ def client(address: Path, arguments: list[str]) -> None:
         request = {"arguments": arguments[len(options) :], "environment": dict(os.environ), "folder": str(Path.cwd())}
         socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
         pid = int(server.recv(20))
+
+        def pass_on(number: int, _: object) -> None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, and its code is on the way
+                os.kill(pid, number)
+
         for number in PASSED_ON:
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+            signal.signal(number, pass_on)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = int(server.recv(20))
     if code < 0:
