@@ -18,6 +18,7 @@ from .generation.runs import generate as generate
 from .model import GPT2 as GPT2
 from .model import AttentionSinks as AttentionSinks
 from .model import Cached as Cached
+from .model import CacheError as CacheError
 from .model import CausalityError as CausalityError
 from .model import GPT2Embeddings as GPT2Embeddings
 from .model import GroupQueryAttention as GroupQueryAttention
@@ -27,6 +28,7 @@ from .model import QueryKeyNorm as QueryKeyNorm
 from .model import ScaledDotProductAttention as ScaledDotProductAttention
 from .model import SlidingWindowAttention as SlidingWindowAttention
 from .model import TransformerBlock as TransformerBlock
+from .model import assert_cached as assert_cached
 from .model import assert_causal as assert_causal
 from .model import attend as attend
 from .planning.ways import plan as plan

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention, assert_causal
-from gpt2lab.model.causality import positions_to_probe
+from gpt2lab.model.causality import CacheError, assert_cached, positions_to_probe
 from tests.model.reference import ALiBi, configs, random_ids, randomised, windows
 
 thorough = settings(max_examples=60, deadline=None)
@@ -222,3 +222,85 @@ def test_the_positions_probed_before_training_are_all_of_a_short_context_and_bot
     assert probed[-16:] == list(range(4080, 4096))
     assert len(probed) <= 64
     assert max(b - a for a, b in itertools.pairwise(probed)) < 200
+
+
+def faint(share: float) -> type[ScaledDotProductAttention]:
+    """A mechanism that adds a little of the mean over all values, later ones, too."""
+
+    class Faint(ScaledDotProductAttention):
+        def forward(
+            self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+        ) -> Tensor:
+            return super().forward(q, k, v, q_pos, k_pos) + share * v.mean(2, keepdim=True)
+
+    return Faint
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-5])
+def test_a_faint_leak_is_caught_too(share: float) -> None:
+    assert len(leaks_of(tiny(64, 2, faint(share)), positions=[1, 32, 63])) == 3
+
+
+# ---- assert_cached -----------------------------------------------------------------------------------------------
+
+
+class CountsItself(ScaledDotProductAttention):
+    """Adds a bias by distance, as ALiBi does, but counts positions itself: right in training, wrong with a cache."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+    ) -> Tensor:
+        queries, keys = torch.arange(q.shape[2]), torch.arange(k.shape[2])
+        distance = (queries[:, None] - keys).to(q)
+        bias = (-0.5 * distance).masked_fill(distance < 0, float("-inf"))
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+
+
+class InsistsOnFloat32(ALiBi):
+    """Cannot compute in float64."""
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        return (torch.eye(2) @ super().bias(q_pos, k_pos).new_zeros(2, 1)).sum() + super().bias(q_pos, k_pos)
+
+
+class TakesKeysInOrder(ALiBi):
+    """Takes the keys of a single query for the latest ones, in order, which they are until the ring begins anew."""
+
+    def bias(self, q_pos: Tensor, k_pos: Tensor) -> Tensor:
+        if q_pos.shape[1] < k_pos.shape[1]:
+            k_pos = q_pos[:, -1:] - torch.arange(k_pos.shape[1] - 1, -1, -1)
+        return super().bias(q_pos, k_pos)
+
+
+def test_a_mechanism_that_counts_positions_itself_is_told_so_before_it_is_trained() -> None:
+    model = tiny(12, 2, CountsItself, position="none")
+    assert_causal(model)  # which it passes
+    with pytest.raises(CacheError, match=r"read token by token, position \d has logits that differ .* q_pos and k_pos"):
+        assert_cached(model)
+
+
+def test_keys_that_are_taken_to_be_in_order_are_found_out_beyond_the_widest_window() -> None:
+    model = tiny(64, 1, TakesKeysInOrder, position="none", window=40)
+    assert_causal(model)
+    with pytest.raises(CacheError, match=r"read in chunks, position 4\d") as raised:
+        assert_cached(model)
+    assert raised.value.position >= 40
+
+
+@thorough
+@given(configs(), st.integers(0, 99))
+def test_no_built_in_model_is_accused_of_writing_otherwise(config: GPT2Config, seed: int) -> None:
+    assert_cached(GPT2.from_config(config), seed=seed)
+
+
+@pytest.mark.parametrize("window", [None, 3, 11])
+def test_alibi_writes_as_it_learns(window: int | None) -> None:
+    assert_cached(tiny(64, 2, ALiBi, position="none", window=window))
+
+
+def test_a_mechanism_that_knows_float32_alone_is_looked_at_in_that() -> None:
+    model = tiny(12, 2, InsistsOnFloat32, position="none")
+    with pytest.raises(RuntimeError):
+        model.double()(torch.zeros(1, 4, dtype=torch.int64))
+    assert_causal(model)
+    assert_cached(model)

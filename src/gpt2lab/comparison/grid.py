@@ -23,7 +23,7 @@ from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import synchronise
-from gpt2lab.model import GPT2, CausalityError, assert_causal
+from gpt2lab.model import GPT2, CacheError, CausalityError, assert_causal
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.options import given_options
 from gpt2lab.progress import Progress
@@ -150,6 +150,8 @@ def try_all(
                 note.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(note) as file:
                     file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
+            except CacheError as error:
+                raise InputError(f"the arm {key[1]}: {error}") from None
             except RuntimeError as error:  # an arm's own attention
                 raise InputError(f"the arm {key[1]} fails at a context of {key[0]}: {error}") from None
             progress("trying every arm", number, len(planned))

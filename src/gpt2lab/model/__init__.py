@@ -10,7 +10,7 @@ from gpt2lab.model.attention import (
 )
 from gpt2lab.model.block import FeedForward, TransformerBlock
 from gpt2lab.model.cache import Cached, KeyValueCache
-from gpt2lab.model.causality import CausalityError, assert_causal
+from gpt2lab.model.causality import CacheError, CausalityError, assert_cached, assert_causal
 from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.kernels import attend
@@ -18,6 +18,7 @@ from gpt2lab.model.kernels import attend
 __all__ = [
     "GPT2",
     "AttentionSinks",
+    "CacheError",
     "Cached",
     "CausalityError",
     "FeedForward",
@@ -29,6 +30,7 @@ __all__ = [
     "ScaledDotProductAttention",
     "SlidingWindowAttention",
     "TransformerBlock",
+    "assert_cached",
     "assert_causal",
     "attend",
 ]
