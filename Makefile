@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    trains two models on Shakespeare, compares them, writes text (minutes)"
+	@echo "make demo    trains two models on Shakespeare three times each, and tells which is better (minutes)"
 	@echo "make test    runs the tests; make test-slow, make test-long, make lint, make types: the rest"
 	@echo "make docs    builds the documentation into site/"
 
