@@ -119,13 +119,14 @@ def main() -> None:
     found: dict[tuple[str, int], list[float]] = {(work, busy): [] for work in options.work for busy in options.busy}
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        run = gpt2lab.train(max_steps=200, out=folder / "run")
+        run = gpt2lab.train(max_steps=100, out=folder / "run", progress=lambda _: None)
         chosen = RunSettings.read(run.folder / "config.yaml").training.threads
         (folder / "threads.json").write_text(json.dumps(chosen))
         for _ in range(options.rounds):
             for (work, busy), seconds in found.items():
                 with beside(busy):
                     seconds.append(measured(work, folder))
+                print(f"{work}, {busy} busy: {seconds[-1]:.4g} s", file=sys.stderr)
     print(f"\n{chosen} threads were chosen while nothing else ran; {os.cpu_count()} cores; {options.rounds} rounds\n")
     print(f"{'seconds, median (lowest to highest)':36}" + "".join(f"{f'{busy} busy':>26}" for busy in options.busy))
     for work in options.work:
