@@ -128,14 +128,14 @@ def main() -> None:
                     seconds.append(measured(work, folder))
                 print(f"{work}, {busy} busy: {seconds[-1]:.4g} s", file=sys.stderr)
     print(f"\n{chosen} threads were chosen while nothing else ran; {os.cpu_count()} cores; {options.rounds} rounds\n")
-    print(f"{'seconds, median (lowest to highest)':36}" + "".join(f"{f'{busy} busy':>26}" for busy in options.busy))
+    print(f"{'seconds, median (lowest to highest)':36}" + "".join(f"{f'{busy} busy':>36}" for busy in options.busy))
     for work in options.work:
         quiet = statistics.median(found[work, options.busy[0]])
         cells = [
             f"{statistics.median(s):.3g} ({min(s):.3g} to {max(s):.3g}) {statistics.median(s) / quiet:.2f}"
             for s in (found[work, busy] for busy in options.busy)
         ]
-        print(f"{work:36}" + "".join(f"{cell:>26}" for cell in cells))
+        print(f"{work:36}" + "".join(f"{cell:>36}" for cell in cells))
 
 
 if __name__ == "__main__":
