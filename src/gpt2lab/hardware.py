@@ -9,6 +9,8 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,6 +50,17 @@ def compiler_available(device: torch.device) -> bool:
 
         return bool(has_triton())
     return False
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """So many CPU threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.cache

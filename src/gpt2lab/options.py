@@ -77,6 +77,11 @@ def options_of(*kinds: type) -> dict[str, tuple[Any, Field[Any]]]:
     return found
 
 
+def part(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Those of the options that a settings class declares."""
+    return {name: options[name] for name in options_of(kind) if name in options}
+
+
 def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The options that are given, under their names of today and converted to their types.
 

@@ -5,7 +5,7 @@ import sys
 import warnings
 
 # How often a waiting thread of GNU OpenMP, which torch's builds for Linux use, looks before it sleeps. Its own default
-# is for ever, or nearly; beside one busy process a training step then takes 19 times as long (docs/performance.md).
+# is for ever, or nearly; docs/performance.md tells what that costs beside a busy process.
 SPINS = "1000"
 DECIDE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the exit code: 0, 1 for a training that failed, 2 for wrong input, 130 when interrupted.
     """
     typed = [_with_hyphens(token) for token in (sys.argv[1:] if arguments is None else arguments)]
-    if len(typed) == 0 or typed[0] in ("data", "--help", "-h"):  # a list of commands with the first line of each
+    if not {*typed} - {"data", "--help", "-h"}:  # a list of commands, with the first line of each
         for commands in (app, data):
             _ = [commands[name] for name in commands]
     try:

@@ -25,11 +25,10 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
     out
         Folder of the comparison.
     max_steps
-        Steps of each training; 700 take about four minutes on two cores, for all of them together.
+        Steps of each training; 700 take about five minutes on two cores, for all of them together.
     """
     from gpt2lab.comparison.cells import is_finished
     from gpt2lab.comparison.run import compare
-    from gpt2lab.runs.folder import checkpoints_of
     from gpt2lab.training.metrics import plot_losses, read_metrics
 
     runs = {arm: out / "context-64" / arm / "seed-1" for arm in ("modern", "original")}
@@ -70,7 +69,7 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
     if found.failed:
         errors.print(f"{counted(len(found.failed), 'training')} failed: {dict(found.failed)}", highlight=False)
         return 1
-    if not has_written and checkpoints_of(runs["modern"]):
+    if not has_written and is_finished(runs["modern"]):
         write()
     plot_losses({arm: read_metrics(run / "metrics.jsonl") for arm, run in runs.items()}, out / "loss.svg")
     console.rule("what you have")

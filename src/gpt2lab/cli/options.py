@@ -23,17 +23,16 @@ def with_flags(
         leave_out: options that the command has not, or has otherwise.
         defaults: what help shows as default, where the command has another one.
     """
-    made: list[tuple[str, Any, None]] = []
+    made: dict[str, Any] = {}
     for order, (title, settings) in enumerate(groups.items(), 1):
         group = Group(title, sort_key=order)
         own = vars(settings)["__annotations__"]
         for name, (hint, of) in sorted(options_of(settings).items(), key=lambda one: one[0] not in own):
             about = declared(of)
-            shown_already = any(name == one for one, *_ in made)
-            if about.flag and name not in leave_out and not shown_already:
+            if about.flag and name not in leave_out and name not in made:  # the first group that has it shows it
                 shown = about.default or (None if of.default is None else _word(of.default))
-                made.append((name, _flag(name, hint, about, group, defaults.get(name, shown)), None))
-    kind = dataclasses.make_dataclass("Flags", made, frozen=True)
+                made[name] = _flag(name, hint, about, group, defaults.get(name, shown))
+    kind = dataclasses.make_dataclass("Flags", [(name, flag, None) for name, flag in made.items()], frozen=True)
     kind.__module__ = __name__  # else it passes for one of Python's own types
 
     def decorate(command: Command) -> Command:

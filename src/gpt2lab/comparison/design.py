@@ -8,7 +8,7 @@ from gpt2lab.comparison.arms import ARM_CHOICES, check_claims, read_file, with_o
 from gpt2lab.comparison.folder import COMPARISON, read_design
 from gpt2lab.comparison.settings import Claim, Design, GridSettings, Options
 from gpt2lab.errors import InputError
-from gpt2lab.options import given_options, meant, options_of
+from gpt2lab.options import given_options, meant, options_of, part
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, TrainerConfig
 
 Claims = Sequence[Claim | Mapping[str, object]]
@@ -36,11 +36,6 @@ def merged_options(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     alike = (("text", "corpus", "text_sha256"), ("steps", "tokens", "minutes", "max_steps"))
     replaced = {name for names in alike if given.keys() & set(names) for name in names}
     return {name: value for name, value in written.items() if name not in replaced} | dict(given)
-
-
-def part(options: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """Those of the options that a settings class declares."""
-    return {name: options[name] for name in options_of(kind) if name in options}
 
 
 def design_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str, Any]) -> tuple[Design, Path]:

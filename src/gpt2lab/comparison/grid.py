@@ -15,14 +15,13 @@ from gpt2lab.comparison.cells import has_diverged, is_finished
 from gpt2lab.comparison.folder import DISQUALIFIED, Key, arm_folder
 from gpt2lab.comparison.measure import CONTEXT_FACTORS, CONTEXT_TOKENS
 from gpt2lab.comparison.settings import Match, Options
-from gpt2lab.comparison.speed import torch_threads
 from gpt2lab.config import GPT2Config
 from gpt2lab.data import TokenDataset
 from gpt2lab.data.corpora import SPLITS
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
-from gpt2lab.hardware import synchronise
+from gpt2lab.hardware import synchronise, torch_threads
 from gpt2lab.model import GPT2, CacheError, CausalityError, assert_causal
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.options import given_options

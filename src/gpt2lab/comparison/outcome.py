@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from gpt2lab.comparison.grouped import Grouped
 from gpt2lab.comparison.results import Contrast, Results
 from gpt2lab.comparison.statistics import estimate
 from gpt2lab.comparison.verdicts import Verdict, aligned, difference_cells, html_table, sentences, text_table
@@ -55,9 +56,8 @@ class Comparison:
         """Test loss of each arm, nats per token, and how it differs from the baseline, as a table of text."""
         rows = [["context", "arm", "test loss", "difference", "interval", "verdict"]]
         found = {(v.context, v.arm): v for v in self.verdicts if v.quantity == "test_loss"}
-        cells = self.results.cells
-        for context, arm in dict.fromkeys((cell.context, cell.arm) for cell in cells):
-            loss = estimate([cell.test_loss for cell in cells if (cell.context, cell.arm) == (context, arm)], 0.95)
+        for (context, arm), cells in Grouped(self.results).groups.items():
+            loss = estimate([cell.test_loss for cell in cells], 0.95)
             one = found.get((context, arm))
             rows.append([str(context), arm, f"{loss.mean:.4f}", *(difference_cells(one) if one else ["", "", ""])])
         return aligned(rows)

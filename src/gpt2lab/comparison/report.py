@@ -115,10 +115,10 @@ def render(results: Results, other: Results | None = None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt2lab.comparison", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    found = Grouped(results)
+    found, settings = Grouped(results), results.settings.to_dict()
     return environment.get_template("report.html").render(
-        settings=results.settings.to_dict(),
-        written=yaml.safe_dump(results.settings.to_dict(), sort_keys=False, allow_unicode=True),
+        settings=settings,
+        written=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         sentences=sentences(results.verdicts, results.settings.grid.contexts),
         verdicts=answers(results),
         disqualified=results.disqualified,

@@ -15,7 +15,7 @@ from rich.console import Console
 from gpt2lab.comparison.arms import ARM_CHOICES, check_arms
 from gpt2lab.comparison.carry import carry
 from gpt2lab.comparison.cells import Task, is_finished, place_of, prepare, run_cells
-from gpt2lab.comparison.design import Claims, design_of, merged_options, named, part, with_own
+from gpt2lab.comparison.design import Claims, design_of, merged_options, named, with_own
 from gpt2lab.comparison.folder import (
     CELL,
     COMPARISON,
@@ -37,7 +37,7 @@ from gpt2lab.config import Sizes, Variant, variant_switches
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
 from gpt2lab.model.attention import Mechanism, describe_mechanism
-from gpt2lab.options import given_options, method_taking, options_of
+from gpt2lab.options import given_options, method_taking, options_of, part
 from gpt2lab.progress import Progress, counted, shown
 from gpt2lab.runs.folder import open_text
 from gpt2lab.runs.mechanisms import load_attention

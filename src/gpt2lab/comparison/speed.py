@@ -4,11 +4,9 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from gpt2lab.comparison.cells import is_finished
@@ -17,23 +15,12 @@ from gpt2lab.comparison.measure import measure_speed
 from gpt2lab.comparison.results import Timing
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
-from gpt2lab.hardware import describe_machine
+from gpt2lab.hardware import describe_machine, torch_threads
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.progress import Progress
 from gpt2lab.runs.folder import load, open_text
 from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training import Trainer
-
-
-@contextmanager
-def torch_threads(number: int) -> Iterator[None]:
-    """So many CPU threads, and as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def time_arms(

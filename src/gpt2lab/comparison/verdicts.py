@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpt2lab.comparison.statistics import Word
+from gpt2lab.progress import counted
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def in_words(one: Verdict) -> str:
 
     ``rope: better by 0.0503 (0.0391 to 0.0614; 8 seeds)``
     """
-    seeds = f"{one.pairs} seed{'' if one.pairs == 1 else 's'}"
+    seeds = counted(one.pairs, "seed")
     if one.difference is None or one.low is None or one.high is None:
         return f"{one.arm}: {seeds} cannot tell a difference from chance; train two or more, better five"
     if one.verdict in ("better", "worse"):

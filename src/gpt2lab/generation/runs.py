@@ -17,7 +17,7 @@ from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSe
 from gpt2lab.generation.text import Decoder
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
-from gpt2lab.options import given_options, method_taking, options_of
+from gpt2lab.options import given_options, method_taking, part
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import Which
@@ -49,10 +49,8 @@ class Writing:
 
     def __init__(self, run: str | Path, **given: Any) -> None:
         options = given_options((GenerateSettings, Sampling), {"temperature": TEMPERATURE} | given)
-        asked = GenerateSettings(
-            **{name: options.pop(name) for name in options_of(GenerateSettings) if name in options}
-        )
-        self.sampling = Sampling(**options)
+        self.asked = asked = GenerateSettings(**part(options, GenerateSettings))
+        self.sampling = Sampling(**part(options, Sampling))
         self.model, self.tokenizer = load(run, attention=load_attention(asked.attention), checkpoint=asked.checkpoint)
         self.model.to(choose_device(asked.device))
         newline = "\n" if "\n" in getattr(self.tokenizer, "stoi", "\n") else self.tokenizer.decode([0])
@@ -60,7 +58,6 @@ class Writing:
         self.ids = torch.from_numpy(self.tokenizer.encode(self.prompt))
         if len(self.ids) == 0:
             raise InputError("--prompt is empty; give at least one character, such as a line break")
-        self.asked = asked
         self._pieces: list[list[str]] = []  # by step
         self._tokens, self._seconds = 0, 0.0
 

@@ -144,12 +144,11 @@ def _probe(model: GPT2, generator: torch.Generator) -> GPT2:
         parameter.copy_(values + 0.05 * values.sign())
     if device.type == "mps":  # which has no float64
         return probe
-    precise = copy.deepcopy(probe).double()
     try:
-        precise(torch.zeros(1, min(2, model.config.max_seq_len), dtype=torch.int64, device=device))
+        probe.double()(torch.zeros(1, min(2, model.config.max_seq_len), dtype=torch.int64, device=device))
     except RuntimeError:  # something in it insists on float32
-        return probe
-    return precise
+        probe.float()
+    return probe
 
 
 def positions_to_probe(length: int, most: int = 64) -> list[int]:

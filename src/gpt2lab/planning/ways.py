@@ -11,7 +11,7 @@ from typing import Any
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.model.saving import read_config
-from gpt2lab.options import given_options, options_of, spelled, taking
+from gpt2lab.options import given_options, options_of, part, spelled, taking
 from gpt2lab.planning.activations import in_pieces
 from gpt2lab.planning.memory import Memory, Way
 from gpt2lab.planning.settings import GPT2_VOCABULARY, SIZES, PlanOptions, PlanSettings
@@ -120,9 +120,8 @@ def plan(**given: Any) -> Plan:
         >>> [(way.name, way.fits, way.memory.total) for way in planned.ways]
     """
     options = given_options((PlanOptions,), given)
-    asked = PlanSettings(**{name: options[name] for name in options_of(PlanSettings) if name in options})
-    switches = {name: options[name] for name in options_of(ModelSettings) if name in options}
-    config = _model_meant(asked, switches)
+    asked = PlanSettings(**part(options, PlanSettings))
+    config = _model_meant(asked, part(options, ModelSettings))
     base = Way(config, 1, asked.devices, "ddp", False, asked.optimizer, asked.precision, asked.accumulation_steps)
     parameters = base.model.num_parameters()
     tokens = TOKENS_PER_PARAMETER * parameters if asked.tokens is None else asked.tokens

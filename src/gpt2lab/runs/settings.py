@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
-from gpt2lab.options import check, given_options, option, options_of, spelled
+from gpt2lab.options import check, given_options, option, options_of, part, spelled
 from gpt2lab.runs.records import TrainingProgress
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
@@ -343,7 +343,7 @@ class RunSettings:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
         """The settings that these options ask for; names and types are right already (:func:`given_options`)."""
-        data, model, training = ({name: given[name] for name in options_of(kind) if name in given} for kind in SETTINGS)
+        data, model, training = (part(given, kind) for kind in SETTINGS)
         return cls(DataSettings(**data), ModelSettings.of(model), TrainerConfig(**training), given.get("init_from"))
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from gpt2lab.hardware import compiler_available
+from gpt2lab.hardware import compiler_available, torch_threads
 from gpt2lab.runs.settings import Compile, Precision
 
 # Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
@@ -30,18 +30,15 @@ def choose_threads(step: Callable[[], object]) -> dict[int, float]:
     most = torch.get_num_threads()
     seconds: dict[int, list[float]] = {threads: [] for threads in sorted({1, max(1, most // 2), most})}
     begun = time.perf_counter()
-    try:
-        for number in range(1 + ROUNDS):
-            for threads, found in seconds.items():
-                torch.set_num_threads(threads)
+    for number in range(1 + ROUNDS):
+        for threads, found in seconds.items():
+            with torch_threads(threads):
                 started = time.perf_counter()
                 step()
                 if number > 0:  # the first round takes memory, and starts the threads
                     found.append(time.perf_counter() - started)
-            if number > 0 and time.perf_counter() - begun > SECONDS:
-                break
-    finally:
-        torch.set_num_threads(most)
+        if number > 0 and time.perf_counter() - begun > SECONDS:
+            break
     medians = {threads: statistics.median(found) for threads, found in seconds.items()}
     chosen = 1
     for threads, median in medians.items():

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory
+from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import assert_cached, positions_to_probe
 from gpt2lab.progress import counted
@@ -178,8 +178,7 @@ class Trainer:
             torch.manual_seed(config.seed + rank())
         with ExitStack() as stack:
             if config.threads is not None:
-                stack.callback(torch.set_num_threads, torch.get_num_threads())
-                torch.set_num_threads(config.threads)
+                stack.enter_context(torch_threads(config.threads))
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
             stack.enter_context(naming_lost_processes())
@@ -286,13 +285,12 @@ class Trainer:
             "peak_memory": peak_memory(self.device),
             "skipped": state.skipped,
         }
-        share = 3 * self.model.flops_per_token() * speed / self.peak
-        if share > 1 and num_processes() == 1:  # the machine was busy when its peak was measured
+        reached = 3 * self.model.flops_per_token() * speed
+        if reached > self.peak and num_processes() == 1:  # the machine was busy when its peak was measured
             peak_flops.cache_clear()
             self.peak = max(self.peak, peak_flops(self.device, self.precision))
-            share = 3 * self.model.flops_per_token() * speed / self.peak
-        if share <= 1:
-            record["peak_share"] = share
+        if reached <= self.peak:
+            record["peak_share"] = reached / self.peak
         if state.validation_loss is not None:
             record["validation_loss"] = state.validation_loss if exact is None else exact
             record["validation_is_estimate"] = exact is None
