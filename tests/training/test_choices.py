@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import gpt2lab
 from gpt2lab.runs.records import Record
 from gpt2lab.runs.settings import RunSettings, TrainerConfig
-from gpt2lab.training import choices
+from gpt2lab.training import choices, run
 from gpt2lab.training.choices import choose_threads
 from tests.training.conftest import MakeTrainer
 
@@ -81,21 +82,31 @@ def test_the_threads_of_a_run_are_told_and_recorded_and_it_goes_on_with_them(
     monkeypatch.setattr("gpt2lab.training.run.choose_threads", lambda step: {2: 0.03, 1: 0.05})
     torch.set_num_threads(2)
     try:
-        run = gpt2lab.train(text=str(rhyme_file), out=tmp_path / "measured", **SMALL)
+        measured = gpt2lab.train(text=str(rhyme_file), out=tmp_path / "measured", **SMALL)
         assert "threads: a step takes 30 ms with 2, 50 ms with 1" in capsys.readouterr().out
-        assert recorded(run.folder) == 2
+        assert recorded(measured.folder) == 2
         gpt2lab.train(text=str(rhyme_file), out=tmp_path / "asked", threads=1, **SMALL)
         assert recorded(tmp_path / "asked") == 1
         assert ", 1 thread " in capsys.readouterr().out
-        gpt2lab.train(resume=run.folder, max_steps=6)
+        gpt2lab.train(resume=measured.folder, max_steps=6)
         told = capsys.readouterr().out
         assert ", 2 threads " in told
         assert "a step takes" not in told
         assert torch.get_num_threads() == 2  # as it was
-        gpt2lab.train(resume=run.folder, max_steps=8, threads=1)
-        assert recorded(run.folder) == 1
+        gpt2lab.train(resume=measured.folder, max_steps=8, threads=1)
+        assert recorded(measured.folder) == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_several_processes_get_their_threads_from_what_starts_them_and_not_from_a_run_of_one(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, quiet: Console
+) -> None:
+    trainer = make_trainer(threads=2)
+    assert run._threads(trainer, {}, True, quiet) == 2
+    monkeypatch.setattr(run.processes, "num_processes", lambda: 2)
+    assert run._threads(trainer, {}, True, quiet) is None
+    assert run._threads(trainer, {"threads": 1}, True, quiet) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 7, 20, 60, 199, 200, 500, 2000, 10_000, 1_000_000])
@@ -118,7 +129,7 @@ def test_slow_steps_are_told_once_with_what_to_do(make_trainer: MakeTrainer, tmp
     trainer.show = lambda progress: told.append(progress.message)
     torch.set_num_threads(2)
     try:
-        for seconds in [1.0, 1.1, 5.0, 1.0, 5.0, 5.0, 4.0, 6.0, 9.0, 9.0, 9.0]:  # one pause says nothing
+        for seconds in [1.0, 1.1, 5.0, 1.0, 5.0, 5.0, 4.0, 6.0, 1.0, 9.0, 9.0, 9.0]:  # one pause says nothing
             trainer._watch(seconds)
     finally:
         torch.set_num_threads(1)

@@ -214,8 +214,7 @@ def _set_up(
         trainer.restore(checkpoint)
         if (step := trainer.state.step) >= trainer.steps:
             raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
-    if (threads := _threads(trainer, options, checkpoint is not None, console)) is not None:
-        training = trainer.config = replace(training, threads=threads)
+    training = trainer.config = replace(training, threads=_threads(trainer, options, checkpoint is not None, console))
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     precise, compiled = trainer.precision == torch.bfloat16, trainer.compiled
     training = replace(training, precision="bfloat16" if precise else "float32", compile="yes" if compiled else "no")
@@ -229,8 +228,9 @@ def _threads(trainer: Trainer, options: Mapping[str, Any], goes_on: bool, consol
     They are a part of the run, since sums are added up in another order by another number of them. Several processes
     get theirs from what starts them.
     """
-    if trainer.device.type != "cpu" or (processes.num_processes() > 1 and options.get("threads") is None):
-        return None
+    asked: int | None = options.get("threads")
+    if asked is not None or trainer.device.type != "cpu" or processes.num_processes() > 1:
+        return asked
     if trainer.config.threads is not None or goes_on:
         return trainer.config.threads
     if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() == 1:

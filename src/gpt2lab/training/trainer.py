@@ -301,6 +301,8 @@ class Trainer:
 
     def _watch(self, seconds: float) -> None:
         """Tell once if steps, which take so many seconds each, have become much slower than they were."""
+        if self.slow == PATIENCE:  # it was told
+            return
         self.fastest = min(self.fastest, seconds)
         self.slow = self.slow + 1 if seconds > 3 * self.fastest else 0
         if self.slow == PATIENCE and self.device.type == "cpu":
