@@ -19,16 +19,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-from timing import extra_memory, seconds
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from gpt2lab.config import GPT2Config
 from gpt2lab.hardware import choose_device, describe_machine
 from gpt2lab.model import attend
 from gpt2lab.model.attention import MultiHeadAttention, Reading
 from gpt2lab.model.embeddings import rotary_tables
+from timing import extra_memory, seconds
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 HEADS, HEAD_DIM = 12, 64
 WIDTH = HEADS * HEAD_DIM

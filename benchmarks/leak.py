@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from cyclopts import Parameter, run
-from rich.console import Console
-
 from gpt2lab import GPT2, TokenDataset, Trainer, TrainerConfig
 from gpt2lab.hardware import describe_machine
 from gpt2lab.runs.records import Record
+
+import numpy as np
+from cyclopts import Parameter, run
+from rich.console import Console
 
 
 def resident() -> float:

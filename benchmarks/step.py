@@ -18,15 +18,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from timing import extra_memory, seconds
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.profiler import profile
-
 from gpt2lab.config import GPT2Config, Variant, variant_switches
 from gpt2lab.hardware import autocast, choose_device, describe_machine, peak_flops
 from gpt2lab.model import GPT2
+from timing import extra_memory, seconds
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import profile
 
 # vocabulary, context, width, heads, feed-forward width, layers; windows a step
 SIZES = {

@@ -3,10 +3,10 @@
 gpt2lab train --attention examples/alibi.py:ALiBi --position none
 """
 
+from gpt2lab import GPT2Config, GroupQueryAttention, SlidingWindowAttention
+
 import torch
 from torch import Tensor
-
-from gpt2lab import GPT2Config, GroupQueryAttention, SlidingWindowAttention
 
 
 class ALiBi(GroupQueryAttention, SlidingWindowAttention):

@@ -9,14 +9,14 @@ loop of its own. Beside it stands a causal window of as many tokens.
 
 import argparse
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from gpt2lab import GPT2, CausalityError, ScaledDotProductAttention, SlidingWindowAttention, assert_causal
 from gpt2lab.data import StatelessSampler, TokenDataset
 from gpt2lab.data.text import Text
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 CONTEXT, BLOCK = 25, 5
 
