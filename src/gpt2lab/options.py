@@ -17,6 +17,33 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_arg
 
 from gpt2lab.errors import InputError
 
+# What nanoGPT, Transformers, the APIs of servers, and habit call our options.
+ELSEWHERE: Mapping[str, tuple[str, ...]] = {
+    "accumulation_steps": ("gradient_accumulation_steps", "grad_accum"),
+    "batch_size": ("per_device_train_batch_size", "micro_batch_size"),
+    "contexts": ("block_size", "context", "context_size"),
+    "context_size": ("block_size", "context", "context_length", "ctx", "n_ctx", "seq_len", "sequence_length"),
+    "embed_dim": ("n_embd", "d_model", "hidden_size", "width", "dim"),
+    "eval_every": ("eval_interval", "eval_steps"),
+    "checkpoint_every": ("save_every", "save_steps"),
+    "ff_hidden_dim": ("intermediate_size", "d_ff"),
+    "grad_norm_clip": ("grad_clip", "max_grad_norm"),
+    "learning_rate": ("lr",),
+    "max_epochs": ("epochs", "num_train_epochs"),
+    "max_steps": ("steps", "iters", "max_iters", "num_steps"),
+    "num_heads": ("n_head", "heads", "num_attention_heads"),
+    "num_kv_heads": ("n_kv_head", "kv_heads", "num_key_value_heads"),
+    "num_layers": ("n_layer", "layers", "depth", "num_hidden_layers"),
+    "num_samples": ("n", "samples"),
+    "out": ("out_dir", "output", "output_dir", "o"),
+    "prompt": ("start",),
+    "steps": ("iters", "max_iters", "num_steps"),
+    "text": ("data", "dataset", "file", "input"),
+    "tokens": ("max_tokens", "max_new_tokens", "n_predict", "length"),
+    "warmup_steps": ("warmup", "warmup_iters"),
+    "window": ("sliding_window", "window_size"),
+}
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -113,10 +140,17 @@ def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = 
 def meant(name: str, known: Iterable[str], flags: bool = False) -> str:
     """The end of a sentence about an unknown name: the one that was meant (as a flag, too), or all that are known."""
     known = [*known]
-    if not (close := difflib.get_close_matches(name, known, 1)):
+    if (close := closest(name, known)) is None:
         return f"; known are {', '.join(sorted(known))}"
-    flag = f" (--{close[0].replace('_', '-')})" if flags else ""
-    return f"; did you mean {close[0]}{flag}?"
+    flag = f" (--{close.replace('_', '-')})" if flags else ""
+    return f"; did you mean {close}{flag}?"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that an unknown one stands for: in other programs, or with a slip of the finger."""
+    known = [*known]
+    elsewhere = (ours for ours, theirs in ELSEWHERE.items() if name in theirs and ours in known)
+    return next(elsewhere, None) or next(iter(difflib.get_close_matches(name, known, 1)), None)
 
 
 def spelled(settings: Any) -> dict[str, Any]:

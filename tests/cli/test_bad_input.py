@@ -1,5 +1,6 @@
 """Whatever is wrong with what a user gives: one sentence, exit code 2, and nothing left behind."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,8 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from gpt2lab.errors import InputError
+from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import checkpoints_of, read_state
-from gpt2lab.training import find_checkpoint
+from gpt2lab.runs.settings import RunSettings
+from gpt2lab.training import find_checkpoint, load
 from tests.cli.conftest import TINY, Command, assert_one_sentence, program
 
 SOLID = "of the king and the queen of night. " * 30
@@ -297,6 +301,42 @@ def test_going_on_may_measure_save_and_keep_otherwise(command: Command, modern: 
     done = command("train", "--resume", run, *options)
     assert done.code == 0, done.err
     assert len(checkpoints_of(run)) in (3, 4)
+
+
+def test_a_text_that_has_moved_is_named_anew_and_has_to_be_the_same(
+    command: Command, modern: Path, rhyme: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(modern, run)
+    more = ["--resume", run, "--max-steps", read_state(find_checkpoint(run, "last")).step + 4]
+    (tmp_path / "other.txt").write_text(rhyme[::-1], encoding="utf-8")
+    assert_one_sentence(command("train", *more, "--text", tmp_path / "other.txt"), "not the one that was trained on")
+    (tmp_path / "moved.txt").write_text(rhyme, encoding="utf-8")
+    done = command("train", *more, "--text", tmp_path / "moved.txt")
+    assert done.code == 0, done.err
+    assert RunSettings.read(run / "config.yaml").data.text == str(tmp_path / "moved.txt")  # for the next time
+
+
+def test_a_folder_of_a_saved_model_is_taken_where_a_run_is(
+    command: Command, modern: Path, rhyme_file: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    model, tokenizer = load(modern, checkpoint="last")
+    model.save(saved)
+    assert_one_sentence(command("generate", saved), "tokenizer.json is missing", "model.save(")
+    model.save(saved, tokenizer)
+    writing = ["--tokens", 40, "--temperature", 0, "--checkpoint", "last"]
+    assert command("generate", saved, *writing).out == command("generate", modern, *writing).out
+    measuring = ["--json", "--text", rhyme_file, "--checkpoint", "last"]
+    ours, theirs = (json.loads(command("evaluate", run, *measuring).out)[str(run)] for run in (saved, modern))
+    assert ours == theirs
+    assert_one_sentence(command("evaluate", saved), "does not say on which text", "--text")
+    assert json.loads(command("plan", "--model", saved, "--json").out)["parameters"] == model.num_parameters()
+    assert_one_sentence(command("train", "--resume", saved), f"--init-from {saved}")
+    further = ["--max-steps", 2, "--batch-size", 4, "--text", rhyme_file, "--out", tmp_path / "further"]
+    assert command("train", "--init-from", saved, *further).code == 0
+    with pytest.raises(InputError, match=r"the folder of a run, which gpt2lab\.load reads"):
+        GPT2.load(modern)
 
 
 # As a program

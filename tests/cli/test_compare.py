@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from gpt2lab.cli import main
+from gpt2lab.comparison.arms import typed_arms
 from gpt2lab.comparison.grid import plan
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import read_state
@@ -333,6 +334,18 @@ def test_tuning_tries_the_same_rates_for_every_arm_and_never_reads_the_test_part
         assert cell["seed"] == 1
 
 
+def test_an_arm_of_the_command_line_has_options_of_its_own() -> None:
+    alibi = "examples/alibi.py:ALiBi"
+    assert typed_arms([f"mine={alibi}", f"bare={alibi},position=none"]) == {
+        "mine": {"attention": alibi},
+        "bare": {"attention": alibi, "position": "none"},
+    }
+    assert typed_arms(["narrow=swa,window=16,16,full,--learning-rate=1e-3", "free=num_kv_heads=1"]) == {
+        "narrow": {"variant": "swa", "window": "16,16,full", "learning_rate": "1e-3"},
+        "free": {"num_kv_heads": "1"},
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("warm_cells")
 def test_random_architectures_are_drawn_again_by_their_seed_and_ranked(
@@ -392,6 +405,14 @@ def test_a_ray_cluster_gives_the_same_numbers(rhyme_file: Path, tmp_path: Path) 
     [
         ("--variants original,ropes", ["unknown arm 'ropes'", "did you mean rope?"]),
         ("--variants original,rope --arm mine", ["name=file.py:ClassName"]),
+        ("--arm mine=nowhere", ["'nowhere' is not understood", "name=file.py:ClassName,position=none"]),
+        ("--arm mine=rope,5", ["'5' is not understood"]),
+        ("--arm mine=rope,window=8,window=9", ["'window=9' is not understood"]),
+        ("--arm mine=rope,windw=8", ["the arm mine", "did you mean window?"]),
+        ("--arm mine=rope,window=eight", ["the arm mine", "eight"]),
+        ("--variants original,rope --position none", ["--position for all arms would change original"]),
+        ("--variants original,rope --window 4,full", ["--window for all arms", "--arm mine=rope,window="]),
+        ("--variants original,rope --no-bias", ["--bias for all arms"]),
         ("--arm mine=nowhere.py:Mine", ["the arm mine", "no file"]),
         ("--arm ../mine=nowhere.py:Mine", ["letters, digits"]),
         ("--variants swa --contexts 1", ["swa", "very same model as original", "leave it out"]),

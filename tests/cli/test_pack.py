@@ -274,7 +274,7 @@ def test_a_model_is_not_trained_further_on_shards_of_another_tokenizer(
         (["{text}", "--processes", 0], ["--processes is 0"]),
         (["{text}", "--tokenizer", "letters"], ["tokenizer letters cannot be read"]),
         (["{text}", "--tokenizer", "bpe", "--vocab-size", 20], ["20", "257"]),
-        (["{text}", "--shard-token", 5], ["Did you mean --shard-tokens"]),
+        (["{text}", "--shard-token", 5], ["did you mean --shard-tokens"]),
         (["{text}", "--out", "{text}"], ["text.txt"]),
     ],
     ids=lambda value: " ".join(map(str, value)),

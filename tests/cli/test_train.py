@@ -171,12 +171,36 @@ def test_a_typo_in_a_file_of_settings_gets_a_suggestion(command: Command, tmp_pa
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("--max-step", "--max-steps"), ("--embed_dims", "--embed-dim"), ("--learnin-rate=1", "--learning")],
+    [
+        ("train --max-step 3", "--max-steps"),
+        ("train --embed_dims 3", "--embed-dim"),
+        ("train --learnin-rate=1", "--learning-rate"),
+        ("train --lr 1", "--learning-rate"),  # and what other programs call it
+        ("train --lr=1", "--learning-rate"),
+        ("train --steps 3", "--max-steps"),
+        ("train --context 8", "--context-size"),
+        ("train --block_size=8", "--context-size"),
+        ("train --n_layer 2", "--num-layers"),
+        ("train --n_head 2", "--num-heads"),
+        ("train --n_embd 2", "--embed-dim"),
+        ("train --max_iters 2", "--max-steps"),
+        ("compare --lr 1", "--learning-rate"),
+        ("compare --context 8", "--contexts"),
+        ("compare --context_size 8", "--contexts"),
+        ("generate runs/x --max_new_tokens 8", "--tokens"),
+        ("generate runs/x --top_kk 8", "--top-k"),
+        ("plan --n_layer 8", "--num-layers"),
+    ],
 )
-def test_a_typo_in_a_flag_gets_a_suggestion(command: Command, typed: str, meant: str) -> None:
-    done = command("train", typed, "3")
+def test_a_flag_that_is_not_there_gets_the_one_that_was_meant(command: Command, typed: str, meant: str) -> None:
+    done = command(*typed.split())
     assert done.code == 2
-    assert re.search(rf"Did you mean {meant}", done.err)
+    name = typed.split("--")[1].split("=", maxsplit=1)[0].split(maxsplit=1)[0].replace("_", "-")
+    assert done.err == f"gpt2lab: there is no option --{name}; did you mean {meant}?\n"
+
+
+def test_a_flag_like_no_other_points_to_the_help(command: Command) -> None:
+    assert command("train", "--qqqq", "3").err == "gpt2lab: there is no option --qqqq; see --help\n"
 
 
 def test_underscores_are_hyphens_and_older_names_of_options_work(

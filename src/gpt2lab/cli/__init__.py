@@ -5,9 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from cyclopts.exceptions import UnusedCliTokensError
+from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
 
 from gpt2lab.errors import InputError, TrainingError, tell
+from gpt2lab.options import closest
 
 app = App(
     name="gpt2lab",
@@ -40,13 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ngpt2lab: interrupted", file=sys.stderr)
         return 130
-    except UnusedCliTokensError as error:
-        names = " ".join(map(str, error.unused_tokens or ()))
-        return tell(InputError(f"{names!r} has no option in front of it, such as --text {names}; see --help"))
-    except CycloptsError as error:  # one from reading a value says it better itself
-        return tell(error.__cause__ if isinstance(error.__cause__, InputError) else error)
+    except CycloptsError as error:
+        return tell(_in_our_words(error))
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
+
+
+def _in_our_words(error: CycloptsError) -> Exception:
+    """What the parser of the command line finds wrong, as a sentence that says what to type."""
+    if isinstance(error, UnusedCliTokensError):
+        names = " ".join(map(str, error.unused_tokens or ()))
+        return InputError(f"{names!r} has no option in front of it, such as --text {names}; see --help")
+    if isinstance(error, UnknownOptionError):
+        typed = (error.token.keyword or error.token.value).partition("=")[0]
+        known = {name[2:].replace("-", "_"): name for of in error.argument_collection for name in of.names}
+        close = closest(typed.lstrip("-").replace("-", "_"), known)
+        hint = "see --help" if close is None else f"did you mean {known[close]}?"
+        return InputError(f"there is no option {typed}; {hint}")
+    return error.__cause__ if isinstance(error.__cause__, InputError) else error  # from reading a value
 
 
 def _with_hyphens(token: str) -> str:

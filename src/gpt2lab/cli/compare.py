@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.report import tell
 from gpt2lab.cli.screen import errors
-from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, own_attention, random_arms, read_file, with_original
+from gpt2lab.comparison.arms import ARM_CHOICES, named_variants, random_arms, read_file, typed_arms, with_original
 from gpt2lab.comparison.settings import GridSettings, Options, RunningSettings
 from gpt2lab.config import Variant
 from gpt2lab.options import options_of
@@ -44,7 +44,8 @@ def compare(
     variants
         Named variants, with commas; default: all of them, unless a file, --arm or --random names others.
     arm
-        One more arm with your own attention: "name=file.py:ClassName". Can be repeated.
+        One more arm, with your own attention and options of its own: "name=file.py:ClassName,position=none". A variant
+        can stand for the class: "narrow=swa,window=8,8,full". Can be repeated.
     random
         Add that many random architectures, drawn with --seed, at one context.
     config
@@ -58,11 +59,11 @@ def compare(
     typed = given(options)
     in_file, claims, written = ({}, (), {}) if config is None else read_file(config)
     asked = merged_options(written, typed)
-    own = own_attention(arm or ())
+    own = typed_arms(arm or ())
     if variants is None and not (own or in_file or random):
         variants = ",".join(get_args(Variant))
     arms: dict[str, Options] = {**named_variants(_names(variants)), **in_file}
-    arms |= {name: {**arms.get(name, {}), "attention": attention} for name, attention in own.items()}
+    arms |= {name: {**arms.get(name, {}), **of_arm} for name, of_arm in own.items()}
     arms |= random_arms(random, asked.get("seed", 0), asked.get("contexts", GridSettings.contexts))
     if json_output:
         asked["progress"] = lambda *_: None

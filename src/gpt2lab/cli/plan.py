@@ -26,7 +26,8 @@ def plan(*, json_output: Annotated[bool, Parameter(name="--json", negative=())] 
     """Tell what a training would need: memory of each device, traffic, arithmetic, time, and the command for it.
 
     Memory is added up tensor by tensor for the fullest moment of a step of a model that is not compiled, and lies
-    within a tenth of what is measured (docs/plan.md). Nothing is allocated, and no device is needed.
+    within a tenth of what is measured (docs/plan.md). Nothing is allocated, and no device is needed. Where nothing
+    fits, the exit code is 1.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def plan(*, json_output: Annotated[bool, Parameter(name="--json", negative=())] 
         print(json.dumps(planned.to_dict(), indent=2))
     else:
         tell(planned, "batch_size" not in asked)
-    return 0
+    return 1 if planned.command is None else 0
 
 
 def tell(plan: "Plan", most: bool) -> None:

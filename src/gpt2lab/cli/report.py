@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from gpt2lab.cli.screen import console
-from gpt2lab.comparison.arms import own_attention
+from gpt2lab.comparison.arms import typed_arms
+from gpt2lab.comparison.settings import Options
+from gpt2lab.errors import InputError
 
 if TYPE_CHECKING:
     from gpt2lab.comparison.outcome import Comparison
@@ -43,10 +45,16 @@ def report(
     """
     from gpt2lab.comparison.run import report as make_report
 
-    own = own_attention(arm or ())
+    own = {name: _attention(name, options) for name, options in typed_arms(arm or ()).items()}
     found = make_report(folder, against=against, rounds=rounds, threads=threads, attentions=own)
     tell(found, json_output)
     return 0
+
+
+def _attention(name: str, options: Options) -> str:
+    if options.keys() != {"attention"}:
+        raise InputError(f"--arm {name}: the folder knows its options; write name=file.py:ClassName alone")
+    return str(options["attention"])
 
 
 def tell(found: "Comparison", json_output: bool) -> None:

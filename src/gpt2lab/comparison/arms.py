@@ -62,12 +62,32 @@ def named_variants(names: Sequence[str]) -> dict[str, Options]:
     return {name: {"variant": name} for name in names}
 
 
-def own_attention(specs: Sequence[str]) -> dict[str, str]:
-    """The file and class of each arm with an attention of its own, from ``name=file.py:ClassName``."""
-    for spec in specs:
-        if "=" not in spec:
-            raise InputError(f"--arm {spec}: write it as name=file.py:ClassName")
-    return {name: attention for name, _, attention in (spec.partition("=") for spec in specs)}
+def typed_arms(specs: Sequence[str]) -> dict[str, Options]:
+    """The options of each arm, from ``name=file.py:ClassName,option=value,…``; a variant may stand for the class.
+
+    A part without ``=`` belongs to the option before it: ``window=16,16,full``.
+    """
+    return {name: _typed_arm(name, written) for name, _, written in (spec.partition("=") for spec in specs)}
+
+
+def _typed_arm(name: str, written: str) -> Options:
+    options: dict[str, str] = {}
+    last = None  # the option that takes a part without =
+    for number, part in enumerate(written.split(",")):
+        option, equals, value = (each.strip() for each in part.partition("="))
+        option = option.removeprefix("--").replace("-", "_")
+        if equals and option.isidentifier() and option not in options:
+            options[option], last = value, option
+        elif number == 0 and (":" in part or part in get_args(Variant)):
+            options["attention" if ":" in part else "variant"] = part
+        elif last is not None and part and not equals:
+            options[last] += f",{part}"
+        else:
+            raise InputError(
+                f"--arm {name}={written}: {part!r} is not understood; write name=file.py:ClassName, or name=rope for a "
+                "variant, and its own options after it: name=file.py:ClassName,position=none"
+            )
+    return options
 
 
 def random_arms(count: int, seed: int, contexts: Sequence[int]) -> dict[str, Options]:

@@ -6,10 +6,14 @@ from typing import Any
 
 from gpt2lab.comparison.arms import ARM_CHOICES, check_claims, read_file, with_original
 from gpt2lab.comparison.folder import COMPARISON, read_design
-from gpt2lab.comparison.settings import Claim, Design, GridSettings, Options
+from gpt2lab.comparison.settings import BASELINE, Claim, Design, GridSettings, Options
+from gpt2lab.config import Switches
 from gpt2lab.errors import InputError
 from gpt2lab.options import given_options, meant, options_of, part
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, TrainerConfig
+
+# Switches that the original may share: it has no rotation, and with the others it is GPT-2 still.
+STILL_GPT2 = {"rope_theta", "rope_fraction", "dropout", "layer_norm_epsilon"}
 
 Claims = Sequence[Claim | Mapping[str, object]]
 
@@ -49,13 +53,25 @@ def design_of(arms: Mapping[str, Options], claims: Claims, options: Mapping[str,
     grid = GridSettings(**sizes)
     default = ModelSettings()
     if any(shared.get(name, getattr(default, name)) != getattr(default, name) for name in ARM_CHOICES & {*shared}):
-        raise InputError("in a comparison, use --variants, --arm name=file.py:ClassName, --random N and --contexts")
+        raise InputError("in a comparison, use --variants, --arm, --random N and --contexts")
+    if next(iter(arms), None) == BASELINE:
+        _check_original(shared)
     data, training = DataSettings(**part(shared, DataSettings)), TrainerConfig(**part(shared, TrainerConfig))
     if training.max_epochs is not None:
         raise InputError("a comparison counts --steps, --tokens or --minutes, not epochs")
     if data.validation_fraction == 0 or data.test_fraction == 0:
         raise InputError("a comparison needs a validation and a test part; leave their fractions above 0")
     return Design(arms, check_claims(claims, arms, grid.contexts, next(iter(arms))), grid, shared), out
+
+
+def _check_original(shared: Options) -> None:
+    """What all arms share leaves the original what its name says."""
+    for name, (_, of) in options_of(Switches).items():
+        if name not in STILL_GPT2 and shared.get(name, of.default) != of.default:
+            raise InputError(
+                f"--{name.replace('_', '-')} for all arms would change {BASELINE}, which is GPT-2 itself; give it to "
+                f"the arms that it is for: --arm mine=rope,{name}=…"
+            )
 
 
 def with_own(

@@ -15,7 +15,7 @@ from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
-CONFIG, WEIGHTS, SOURCE = "config.json", "model.safetensors", "attention.py"
+CONFIG, WEIGHTS, SOURCE, TOKENIZER = "config.json", "model.safetensors", "attention.py", "tokenizer.json"
 
 
 def save_description(folder: Path, config: GPT2Config, source: str | None = None) -> None:
@@ -51,7 +51,8 @@ def read_config(folder: Path) -> GPT2Config:
     try:
         return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{folder} holds no model: {CONFIG} is missing") from None
+        hint = "; it is the folder of a run, which gpt2lab.load reads" if (folder / "checkpoints").is_dir() else ""
+        raise InputError(f"{folder} holds no model: {CONFIG} is missing{hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
     except InputError as error:

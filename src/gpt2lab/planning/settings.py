@@ -19,8 +19,11 @@ GPT2_VOCABULARY = 50_257
 
 
 def parse_memory(value: Any) -> int:
-    """Bytes of ``"80GB"``, ``"80GiB"``, ``"16 GB"`` or a whole number."""
-    return _parsed("memory", value, r"(?:([KMGT])(i)?B)?", '80GB, 80GiB or "16 GB"')
+    """Bytes of ``"80GB"``, ``"80GiB"``, ``"16 GB"``, or a whole number of a million or more."""
+    size = _parsed("memory", value, r"(?:([KMGT])(i)?B)?", '80GB, 80GiB or "16 GB"')
+    if size < 10**6:  # no device has so little: the unit was forgotten
+        raise InputError(f"--memory is {str(value)!r}, which is {size:,} bytes; write its unit, such as {value}GB")
+    return size
 
 
 def parse_tokens(value: Any) -> int | None:

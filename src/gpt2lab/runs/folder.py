@@ -29,6 +29,7 @@ from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
+from gpt2lab.model.saving import CONFIG, TOKENIZER
 from gpt2lab.runs.settings import DataSettings, Which
 
 MANIFEST = "manifest.json"
@@ -91,7 +92,8 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
     """Folder of the last or the best checkpoint of a run (best: lowest validation loss; the last if none has one).
 
     One that is damaged is passed over with a warning, for the one before it or the next best. With ``files`` only
-    those are looked at, such as :data:`WEIGHTS`, because hashing the whole of a checkpoint takes its time.
+    those are looked at, such as :data:`WEIGHTS`, because hashing the whole of a checkpoint takes its time. A folder
+    that :meth:`gpt2lab.GPT2.save` wrote is its own only checkpoint.
 
     Raises:
         InputError: the run does not exist, or has no checkpoint that is whole.
@@ -100,6 +102,8 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
         raise InputError(f"checkpoint is {which!r}; it has to be one of {', '.join(get_args(Which))}")
     run = Path(run)
     found = checkpoints_of(run)
+    if not found and (run / CONFIG).is_file():
+        return run
     if not found:
         if run.is_file():
             raise InputError(f"{run} is a file, not the folder of a run")
@@ -137,7 +141,7 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
     """Model and tokenizer of a run, ready to evaluate or generate. Nothing in the folder is executed.
 
     Args:
-        run: folder of a run.
+        run: folder of a run; or one that ``model.save(folder, tokenizer)`` wrote.
         attention: the user's mechanism, if the run has one.
         checkpoint: the best, by validation loss, or the last.
 
@@ -145,7 +149,12 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
         InputError: something is missing or damaged.
     """
     model = GPT2.load(find_checkpoint(run, checkpoint, WEIGHTS), attention=attention)
-    return model.eval(), load_tokenizer(Path(run) / "tokenizer.json")
+    path = Path(run) / TOKENIZER
+    if not path.exists():
+        raise InputError(
+            f"{path} is missing; tokenizer.save({str(path)!r}) or model.save({str(run)!r}, tokenizer) writes it"
+        )
+    return model.eval(), load_tokenizer(path)
 
 
 def open_text(data: DataSettings, tokenizer: Tokenizer | None = None) -> Text:

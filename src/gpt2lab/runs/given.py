@@ -1,6 +1,5 @@
 """Options that are given, beside what a file or a run says already: which of them count, and which are refused."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +37,12 @@ def merged_with_file(options: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"--resume goes on in {run} itself; leave out --out")
         if not checkpoints_of(run):
             find_checkpoint(run, "last")  # tells that it is no run
+            raise InputError(f"{run} holds a model, not a run; --init-from {run} goes on from it in a new run")
         path = run / "config.yaml"
         begun = given_options((*SETTINGS, StartSettings), read_settings(path), str(path))
         begun = {name: value for name, value in begun.items() if name in options_of(*SETTINGS)}
+        if options.get("text") is not None:  # it has moved: its hash tells whether it is the same
+            begun.pop("corpus", None)
         begun.pop("attention", None)  # a file that only a run folder names is never executed
         _refuse_other_settings(run, begun, options)
         refuse_another_model("--resume", options, RunSettings.of(begun).model)
@@ -57,8 +59,6 @@ def _refuse_other_settings(run: Path, begun: Mapping[str, Any], options: Mapping
         if name in known and not declared(known[name][1]).on_resume:
             part = usual.data if hasattr(usual.data, name) else usual.training
             was = begun.get(name, getattr(part, name))
-            if name == "text" and value is not None:
-                value = os.path.abspath(value)  # noqa: PTH100, PLW2901 (a glob is no path)
             if was != value:
                 changed[name] = f"{name} {was}, not {value}"
     if changed:

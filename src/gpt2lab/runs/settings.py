@@ -37,6 +37,7 @@ class DataSettings:
         None,
         "your own text: a UTF-8 file, a folder of .txt files, or a glob in quotes; or .bin shards of tokens likewise.",
         in_comparison="all",
+        on_resume=True,  # where it has moved to; text_sha256 tells whether it is the same
     )
     tokenizer: TokenizerName = option(
         "char",

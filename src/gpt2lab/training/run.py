@@ -186,8 +186,9 @@ def _set_up(
         network, tokenizer = load(settings.init_from, attention=attention)
         config = network.config
         refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
-        learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
-        data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
+        if (path := Path(settings.init_from) / "config.yaml").exists():
+            learned = RunSettings.read(path).data
+            data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
         text = processes.first_then_others(partial(open_text, data, tokenizer))
     console.print(text.describe(), highlight=False)
