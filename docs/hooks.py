@@ -12,7 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from gpt2lab.cli import app
+from gpt2lab.cli.app import app
 from gpt2lab.options import declared, expected, options_of
 from gpt2lab.runs import settings
 

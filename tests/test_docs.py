@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import gpt2lab
-from gpt2lab.cli import app
+from gpt2lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gpt2lab.cli import app
+from gpt2lab.cli.app import app
 from tests.cli.conftest import Command
 
 COMMANDS = ["train", "evaluate", "generate", "compare", "report", "judge", "data pack", "plan", "speedrun", "demo"]

@@ -130,3 +130,18 @@ def test_ctrl_c_returns_what_there_is(rhyme_file: Path, tmp_path: Path) -> None:
     assert run.stopped_by == signal.SIGINT
     assert (run.loss, 0 < run.steps < 1000) == (None, True)
     assert gpt2lab.train(resume=tmp_path / "run", max_steps=run.steps + 1, progress=print).steps == run.steps + 1
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_where_the_last_checkpoint_is(rhyme_file: Path, tmp_path: Path) -> None:
+    def stop_twice(told: TrainingProgress) -> None:
+        if told.step >= first:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    options = {"text": str(rhyme_file), "max_steps": 1000, "checkpoint_every": 2, **SIZES}
+    first = 0
+    with pytest.raises(KeyboardInterrupt, match=r"none has no checkpoint yet"):
+        gpt2lab.train(out=tmp_path / "none", progress=stop_twice, **options)
+    first = 3
+    with pytest.raises(KeyboardInterrupt, match=r"run/checkpoints/step-\d+; gpt2lab train --resume .*run goes on"):
+        gpt2lab.train(out=tmp_path / "run", progress=stop_twice, **options)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.options import method_taking
-
-if TYPE_CHECKING:
-    from gpt2lab.data import Tokenizer
 
 # Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
 # 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
@@ -300,7 +297,7 @@ class GPT2(nn.Module):
             for layer in self.cached
         )
 
-    def save(self, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
+    def save(self, folder: str | Path, tokenizer: saving.SavesItself | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder.
 
         With the tokenizer beside it, the folder is read by ``gpt2lab.load`` and by every command that reads a run.

@@ -6,6 +6,7 @@ What stands here knows configurations and tensors, not models: :meth:`gpt2lab.GP
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -16,6 +17,13 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
 CONFIG, WEIGHTS, SOURCE, TOKENIZER = "config.json", "model.safetensors", "attention.py", "tokenizer.json"
+
+
+class SavesItself(Protocol):
+    """A tokenizer, as far as a model knows it."""
+
+    def save(self, path: str | Path) -> None:
+        """Write one file."""
 
 
 def save_description(folder: Path, config: GPT2Config, source: str | None = None) -> None:

@@ -114,12 +114,22 @@ def train(**given: Any) -> Run:
         if (project := options.get("wandb")) is not None and first:
             trainer.sinks.append(wandb_sink(project, run, settings.to_dict()))
         processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
-        result = trainer.train()
+        try:
+            result = trainer.train()
+        except KeyboardInterrupt:  # a second Ctrl-C: the first one saves
+            raise KeyboardInterrupt(_left(run)) from None
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
         # The others wait, because torchrun ends all processes when one has ended.
         processes.on_the_first(partial(_finish, run, result, samples))
         seconds = trainer.state.seconds
         return Run(run, trainer.model, text.tokenizer, result.validation_loss, result.step, seconds, result.stopped_by)
+
+
+def _left(run: Path) -> str:
+    """What an interrupted training leaves, and how it goes on."""
+    if not (found := checkpoints_of(run)):
+        return f"{run} has no checkpoint yet, so nothing can go on"
+    return f"the last checkpoint is {found[-1]}; gpt2lab train --resume {run} goes on from it"
 
 
 def launch(options: Mapping[str, Any]) -> int:
