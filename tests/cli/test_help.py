@@ -2,13 +2,27 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gpt2lab.cli.app import app
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, environment
+from tests.conftest import LONG
 
-COMMANDS = ["train", "evaluate", "generate", "compare", "report", "judge", "data pack", "plan", "speedrun", "demo"]
+COMMANDS = [
+    "train",
+    "evaluate",
+    "generate",
+    "compare",
+    "report",
+    "judge",
+    "data pack",
+    "plan",
+    "runs",
+    "speedrun",
+    "demo",
+]
 
 
 def test_the_first_help_tells_in_a_sentence_what_each_command_does(command: Command) -> None:
@@ -35,3 +49,11 @@ def test_no_help_loads_torch_or_what_draws() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_tab_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    home = environment() | {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    subprocess.run([sys.executable, "-m", "gpt2lab", "--install-completion"], env=home, check=True, timeout=LONG)
+    (script,) = (path for path in tmp_path.rglob("gpt2lab") if path.is_file())
+    assert {"--context-size", "--num-kv-heads", "evaluate"} <= {*script.read_text().replace("'", " ").split()}
+    assert str(script.name) in (tmp_path / ".bashrc").read_text()

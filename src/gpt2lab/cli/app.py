@@ -14,8 +14,9 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
-for name in ("train", "evaluate", "generate", "compare", "report", "judge", "plan", "speedrun", "demo"):
+for name in ("train", "evaluate", "generate", "compare", "report", "judge", "plan", "runs", "speedrun", "demo"):
     app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
+app.register_install_completion_command(help="Let the Tab key complete commands and options, in this shell.")
 data = App(name="data", help="Make token shards of large texts.")
 data.command("gpt2lab.cli.pack:pack", name="pack")
 app.command(data)

@@ -70,6 +70,7 @@ def print_tables(results: Mapping[str, "RunEvaluation"]) -> None:
         title=f"loss on {', '.join(sorted(texts))}",
         title_justify="left",
     )
+    names = [Path(run).name for run in results]
     table.add_column("run", overflow="fold")
     for column in ("context", "nats/token", "perplexity", "bits/char", "bits/byte", "accuracy"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -77,7 +78,7 @@ def print_tables(results: Mapping[str, "RunEvaluation"]) -> None:
         for one in result.contexts:
             trained = one.context_size == result.trained.context_size
             table.add_row(
-                Path(run).name if trained else "",
+                "" if not trained else Path(run).name if names.count(Path(run).name) == 1 else run,
                 f"{one.context_size}",
                 f"{one.loss:.4f}",
                 f"{one.perplexity:.3f}",

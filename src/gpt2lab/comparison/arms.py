@@ -126,7 +126,7 @@ def _with_whole_path(options: Options) -> Options:
     if not isinstance(spec := options.get("attention"), str):
         return options
     file, _, class_name = spec.rpartition(":")
-    return {**options, "attention": f"{Path(file).resolve()}:{class_name}"}
+    return {**options, "attention": f"{Path(file).expanduser().resolve()}:{class_name}"}
 
 
 def check_claims(

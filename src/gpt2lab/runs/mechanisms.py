@@ -29,7 +29,7 @@ def load_attention(spec: str | type | None) -> Mechanism | None:
             raise InputError(f"attention={spec!r} has to be a class that inherits from ScaledDotProductAttention")
         return spec
     file, _, name = spec.rpartition(":")
-    path = Path(file)
+    path = Path(file).expanduser()
     if not file:
         raise InputError(f"--attention {spec}: the class is missing; write it as file.py:ClassName")
     if not path.is_file():
