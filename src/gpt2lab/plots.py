@@ -1,13 +1,15 @@
 """Pictures in one style: SVG with quiet axes."""
 
 import io
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from gpt2lab.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _INK = "#222223"  # of letters and axes, and of nothing else
@@ -36,18 +38,36 @@ def new_plot(
     return figure, axes
 
 
+def name_in_plot(name: str) -> str:
+    """A name of the user's as a label that shows it as it is: $ begins no formula, and a leading _ does not hide it."""
+    return ("\N{THIN SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def short_numbers(axis: "Axis") -> None:
+    """Label an axis with 5 k and 1.5 M, so that neighbours do not touch, however short the run."""
+    from matplotlib.ticker import EngFormatter
+
+    axis.set_major_formatter(EngFormatter())
+
+
 def save_plot(figure: "Figure", path: Path) -> None:
     """Write a picture as an SVG file, replaced whole."""
     with atomic_write(path) as file:
-        figure.savefig(file, format="svg")
+        _draw(figure, file)
 
 
 def inline_svg(figure: "Figure") -> str:
     """A picture as an element of an HTML page; its axes take the page's colour (its letters need CSS for that)."""
-    import matplotlib as mpl
-
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    _draw(figure, text, transparent=True, metadata={"Date": None})
     drawing = text.getvalue()
     return drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
+
+
+def _draw(figure: "Figure", file: IO[Any], **options: Any) -> None:
+    """Draw with letters that stay letters: whoever shows the picture has a font for a name in any script."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", **options)

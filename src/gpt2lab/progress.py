@@ -14,12 +14,23 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """Where text is printed as it is: brackets and colons in a name are no markup, and a path can be copied."""
+    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
 @contextlib.contextmanager
 def shown(console: Console) -> Iterator[Progress]:
     """A callback that draws a bar with the time that is left, which disappears in the end; nothing if no one looks."""
     from rich import progress
 
-    with progress.Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         doing = ""
 

@@ -199,6 +199,20 @@ def test_a_flag_that_is_not_there_gets_the_one_that_was_meant(command: Command, 
     assert done.err == f"gpt2lab: there is no option --{name}; did you mean {meant}?\n"
 
 
+@pytest.mark.parametrize("name", ["[/a]", "[red]x", "$^$", "_x", ":smile:", "模型"])
+def test_a_folder_may_have_any_name(command: Command, rhyme_file: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    done = command("train", "--text", rhyme_file, *TINY, "--max-steps", 2, "--out", run)
+    assert done.code == 0, done.err
+    assert done.out.count(str(run)) >= 4
+    assert (run / "samples.txt").exists()
+    assert f"{run.name}, training" in (run / "loss.svg").read_text(encoding="utf-8")
+    done = command("evaluate", run, "--contexts", 16, "--plot", tmp_path / "plot.svg")
+    assert done.code == 0, done.err
+    assert f"{run}: " in done.out
+    assert name in command("runs", tmp_path).out
+
+
 def test_a_flag_like_no_other_points_to_the_help(command: Command) -> None:
     assert command("train", "--qqqq", "3").err == "gpt2lab: there is no option --qqqq; see --help\n"
 

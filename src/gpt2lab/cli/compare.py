@@ -70,7 +70,7 @@ def compare(
     found = compare_models(with_original(arms), claims=claims, **asked)
     tell(found, json_output)
     if found.failed:
-        errors.print(f"{len(found.failed)} cells failed; the same command tries them again", highlight=False)
+        errors.print(f"{len(found.failed)} cells failed; the same command tries them again")
     nothing_left = found.results.disqualified and not found.verdicts
     return 1 if found.failed or nothing_left else 0
 

@@ -46,7 +46,7 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
         def told(what: str, done: int, total: int) -> None:
             bar(what, done, total)
             if what == "cells" and done > 0:
-                console.print(f"{done} of {counted(total, 'training')} done", highlight=False)
+                console.print(f"{done} of {counted(total, 'training')} done")
                 if not has_written and is_finished(runs["modern"]):
                     write()
 
@@ -64,17 +64,17 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
             )
         except KeyboardInterrupt:
             again = f"gpt2lab demo --out {shlex.quote(str(out))} --max-steps {max_steps}"
-            errors.print(f"stopped; the demo goes on from there with the same command: {again}", highlight=False)
+            errors.print(f"stopped; the demo goes on from there with the same command: {again}")
             return 130
     if found.failed:
-        errors.print(f"{counted(len(found.failed), 'training')} failed: {dict(found.failed)}", highlight=False)
+        errors.print(f"{counted(len(found.failed), 'training')} failed: {dict(found.failed)}")
         return 1
     if not has_written and is_finished(runs["modern"]):
         write()
     plot_losses({arm: read_metrics(run / "metrics.jsonl") for arm, run in runs.items()}, out / "loss.svg")
     console.rule("what you have")
     if shutil.which("gpt2lab") is None:
-        console.print(f"first   source {Path(sys.executable).parent / 'activate'}", highlight=False)
+        console.print(f"first   source {Path(sys.executable).parent / 'activate'}")
     console.print(
         f"run     {runs['modern']}  (and five more)\n"
         f"curves  {out / 'loss.svg'}\n"
@@ -82,7 +82,6 @@ def demo(*, out: Path = Path("runs/demo"), max_steps: int = 700) -> int:
         f"        gpt2lab train --text your.txt --variant modern --context-size 128\n"
         f"        gpt2lab compare --variants original,rope,swa --seeds 5 --steps 400 --out runs/switches\n"
         f"        gpt2lab train --help",
-        highlight=False,
     )
     console.rule("which one predicts better?")
     tell(found, json_output=False)

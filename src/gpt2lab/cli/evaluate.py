@@ -13,7 +13,7 @@ from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.settings import EvaluateSettings
-from gpt2lab.plots import new_plot, save_plot
+from gpt2lab.plots import name_in_plot, new_plot, save_plot
 from gpt2lab.progress import shown
 
 if TYPE_CHECKING:
@@ -92,14 +92,13 @@ def print_tables(results: Mapping[str, "RunEvaluation"]) -> None:
         console.print(
             f"{run}: {result.parameters:,} parameters, {result.trained.tokens:,} tokens predicted once "
             f"each; 200 random batches, nanoGPT's protocol, estimate {result.estimated_loss:.4f}",
-            highlight=False,
         )
 
 
 def _plot_positions(curves: dict[str, list[float]], path: Path) -> None:
     figure, axes = new_plot("tokens of context", "loss, nats per token", xscale="log")
     for name, losses in curves.items():
-        axes.plot(range(1, len(losses) + 1), losses, label=name)
+        axes.plot(range(1, len(losses) + 1), losses, label=name_in_plot(name))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)
     save_plot(figure, path)

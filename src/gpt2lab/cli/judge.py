@@ -59,5 +59,5 @@ def judge(
 
         print(found.table())
         for message in found.warnings:
-            errors.print(f"note: {message}", highlight=False, markup=False, soft_wrap=True)
+            errors.print(f"note: {message}")
     return found.exit_code

@@ -35,11 +35,10 @@ def pack(inputs: Annotated[list[str], Parameter(negative=())], /, *, out: Path, 
         with shown(errors) as progress:
             shards = pack_documents(inputs, out, **({"processes": CORES} | given(options)), progress=progress)
     except KeyboardInterrupt:
-        console.print("stopped; complete shards are kept, and the same command goes on", highlight=False)
+        console.print("stopped; complete shards are kept, and the same command goes on")
         return 130
     console.print(
         f"done: {len(shards):,} tokens in {counted(len(shards.files), 'shard')} · "
         f"train on them with: gpt2lab train --text {shlex.quote(str(out))}",
-        highlight=False,
     )
     return 0

@@ -53,7 +53,6 @@ def tell(plan: "Plan", most: bool) -> None:
         f"{plan.model}: {plan.parameters:,} parameters, {config.num_layers} blocks, {config.embed_dim:,} wide, "
         f"context {config.max_seq_len:,}, {config.vocab_size:,} token ids · {way.optimizer}, {way.precision}\n"
         f"{plan.devices} x {gigabytes(plan.memory)} GB, {plan.tokens:,} tokens",
-        highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("GB on a device", no_wrap=True)
@@ -87,12 +86,11 @@ def tell(plan: "Plan", most: bool) -> None:
         f"{plan.flops_6nd:.3g}), more when recomputing, at {per_device:.0f} TFLOP/s a device, which is an "
         "assumption (--peak-tflops, --peak-share)"
         + ("; the network may work at the same time" if "network" in rows else ""),
-        highlight=False,
     )
     if plan.command is None:
         console.print("nothing fits: take fewer windows (--batch-size) or more devices, or FSDP with --cpu-offload")
     else:
-        console.print(f"the first that fits; its learning rate is yours to choose:\n{plan.command}", highlight=False)
+        console.print(f"the first that fits; its learning rate is yours to choose:\n{plan.command}")
 
 
 def gigabytes(size: float) -> str:

@@ -72,4 +72,4 @@ def tell(found: "Comparison", json_output: bool) -> None:
     for what, name in (("report", "report.html"), ("table", "results.csv"), ("data", "results.json")):
         if (found.folder / name).exists():
             lines.append(f"{what:<6}  {found.folder / name}")
-    console.print("\n".join(lines), highlight=False, markup=False)
+    console.print("\n".join(lines))

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from gpt2lab.cli.screen import console, errors
@@ -37,7 +36,7 @@ def runs(
         print(json.dumps([dataclasses.asdict(run) | {"folder": str(run.folder)} for run in whole], indent=2))
     elif whole:
         table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column(f"run in {escape(str(folder))}", overflow="fold")
+        table.add_column(f"run in {folder}", overflow="fold")
         table.add_column("switches", overflow="fold")
         for column in ("context", "steps", "best at", "loss (estimate)"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -45,13 +44,13 @@ def runs(
         for run in whole:
             loss = "–" if run.validation_loss is None else f"{run.validation_loss:.4f}"
             sizes = (f"{run.context_size:,}", f"{run.step:,}", f"{run.best_step:,}")
-            name = escape(str(run.folder.relative_to(folder.expanduser())))
+            name = str(run.folder.relative_to(folder.expanduser()))
             switches = ", ".join(f"{switch}={value}" for switch, value in run.switches.items())
-            table.add_row(name, escape(switches) or "none", *sizes, loss, escape(Path(run.text).name))
+            table.add_row(name, switches or "none", *sizes, loss, Path(run.text).name)
         console.print(table)
     elif not found:
-        console.print(f"{folder} holds no runs", markup=False, highlight=False)
+        console.print(f"{folder} holds no runs")
     for damaged in found:
         if isinstance(damaged, InputError):
-            errors.print(f"left out: {damaged}", markup=False, highlight=False, soft_wrap=True)
+            errors.print(f"left out: {damaged}")
     return 0

@@ -1,6 +1,6 @@
 """Where commands print."""
 
-from rich.console import Console
+from gpt2lab.progress import plain_console
 
-console = Console(soft_wrap=True)  # a path or command that is printed can be copied
-errors = Console(stderr=True)
+console = plain_console()
+errors = plain_console(stderr=True)

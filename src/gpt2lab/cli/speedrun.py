@@ -33,9 +33,7 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
 
     def show(attempt: "Attempt") -> None:
         missed = "" if attempt.loss <= TARGET else "  (missed)"
-        console.print(
-            f"seed {attempt.seed}  {attempt.seconds:6.1f} s  loss {attempt.loss:.4f}{missed}", highlight=False
-        )
+        console.print(f"seed {attempt.seed}  {attempt.seconds:6.1f} s  loss {attempt.loss:.4f}{missed}")
 
     with console.status("training from a cold start"):
         found = run_speedrun(text, seeds, None if json else show)
@@ -47,6 +45,5 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
     console.print(
         f"median {found.median_seconds:.1f} s ({min(seconds):.1f} – {max(seconds):.1f}); "
         f"{found.reached} of {seeds} reached {TARGET}\n{describe_machine()}",
-        highlight=False,
     )
     return 0

@@ -176,7 +176,7 @@ def run_cells(
                 else:
                     failed[place] = str(done.exception() or why_failed(started[done]))
                     told = f"failed  {place}: {failed[place]}"
-                console.print(told, highlight=False, markup=False)
+                console.print(told)
                 progress("cells", number, len(tasks))
         except KeyboardInterrupt:  # the cells got it, too, and save what they have
             pool.shutdown(cancel_futures=True)

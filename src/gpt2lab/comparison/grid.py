@@ -25,7 +25,7 @@ from gpt2lab.hardware import synchronise, torch_threads
 from gpt2lab.model import GPT2, CacheError, CausalityError, assert_causal
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.options import given_options
-from gpt2lab.progress import Progress
+from gpt2lab.progress import Progress, plain_console
 from gpt2lab.runs.settings import SETTINGS, ModelSettings, RunSettings
 from gpt2lab.training import Trainer
 from gpt2lab.training.metrics import read_metrics
@@ -145,7 +145,7 @@ def try_all(
             try:
                 found[key] = _try_out(settings, own.get(key[1]), train[key[0]])
             except CausalityError as error:
-                console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}", highlight=False)
+                console.print(f"{key[1]} at a context of {key[0]} is disqualified: {error}")
                 note.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(note) as file:
                     file.write(json.dumps({"leaks": error.leaks, "message": str(error)}).encode())
@@ -163,7 +163,7 @@ def _try_out(settings: RunSettings, attention: Mechanism | None, train: TokenDat
     if config.max_seq_len <= PROBED_WHOLE:
         assert_causal(model)
     training = dataclasses.replace(settings.training, max_steps=4, out=None, compile="no")
-    trainer = Trainer(model, train, None, training, console=Console(quiet=True))
+    trainer = Trainer(model, train, None, training, console=plain_console(quiet=True))
     batches = trainer.batches()
     trainer.update(batches)
     begin = time.perf_counter()

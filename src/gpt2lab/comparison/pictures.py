@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt2lab.comparison.grouped import Grouped, spread
 from gpt2lab.comparison.results import CellResult
-from gpt2lab.plots import inline_svg, new_plot
+from gpt2lab.plots import inline_svg, name_in_plot, new_plot, short_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ def _lines(found: Grouped, axes: "Axes", context: int, line: Line, title: str) -
             x, y = line(found.groups[context, arm])
             if y:  # else a user's attention whose weights cannot be read
                 width = 2.2 if arm == found.baseline else 1.4
-                axes.plot(x, y, color=_colour(found, arm), label=arm, lw=width, marker=".", ms=3)
+                axes.plot(x, y, color=_colour(found, arm), label=name_in_plot(arm), lw=width, marker=".", ms=3)
     axes.set_title(title, fontsize="medium")
     axes.legend(frameon=False, fontsize="small")
 
@@ -48,7 +48,7 @@ def _convergence(found: Grouped, context: int) -> Iterable[str]:
 
     figure, axes = _plot("tokens seen", "validation loss, nats per token")
     _lines(found, axes, context, curve, f"context {context}, mean of seeds")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    short_numbers(axes.xaxis)
     axes.set_xlim(left=0)
     yield inline_svg(figure)
     arms = [arm for at, arm in found.groups if at == context]
@@ -76,7 +76,7 @@ def _trade_off(found: Grouped) -> str:
         y = statistics.mean(cell.test_loss for cell in cells)
         size = 20 + 160 * cells[0].cache_bytes / max(c.cache_bytes for c in found.results.cells)
         shape = "os^Dv"[found.contexts.index(context) % 5]
-        label = arm if context == found.contexts[0] else None
+        label = name_in_plot(arm) if context == found.contexts[0] else None
         axes.scatter([x], [y], s=size, marker=shape, color=_colour(found, arm), alpha=0.8, label=label)
     if not found.results.speed:
         axes.set_xlabel("MFLOP per token (nothing was timed)")

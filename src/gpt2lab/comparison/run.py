@@ -38,7 +38,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.hardware import choose_device
 from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.options import given_options, method_taking, options_of, part
-from gpt2lab.progress import Progress, counted, shown
+from gpt2lab.progress import Progress, counted, plain_console, shown
 from gpt2lab.runs.folder import open_text
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
@@ -96,7 +96,7 @@ def compare(arms: Mapping[str, Options] | str | Path, **given: Any) -> Compariso
     checked = with_own(check_arms(given_arms), own, named_by_folder=folder is not None)
     design, out = design_of(checked, declared if claims is None else claims, options)
     with ExitStack() as stack:
-        console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
+        console = plain_console(quiet=progress is not None)
         told = progress or stack.enter_context(shown(console))
         return _run(design, running, folder or out, console, told)
 
@@ -136,7 +136,7 @@ def report(
             raise InputError(f"{path} holds no models that could be timed; leave out --rounds")
         own = {arm: load_attention(attention) for arm, attention in (attentions or {}).items()}
         with ExitStack() as stack:
-            told = progress or stack.enter_context(shown(Console()))
+            told = progress or stack.enter_context(shown(plain_console()))
             time_arms(path, rounds, threads, own, told, again=True)
     found = Comparison(path if path.is_dir() else path.parent, read_results(path))
     if (path / COMPARISON).exists():  # else the file that was read stays as it is
@@ -167,7 +167,7 @@ def _run(design: Design, running: RunningSettings, out: Path, console: Console, 
     before = _before(out, design)
     with console.status("reading the text"):
         text = open_text(DataSettings(**part(design.shared, DataSettings)))
-    console.print(text.describe(), highlight=False)
+    console.print(text.describe())
     shared = {**design.shared, "text_sha256": text.corpus.sha256}
     given = _own_attention(design.arms)
     own = _loaded(given)
@@ -187,12 +187,10 @@ def _run(design: Design, running: RunningSettings, out: Path, console: Console, 
     console.print(
         f"{counted(len(cells), 'cell')}: {len(design.arms)} arms × {counted(len(grid.contexts), 'context')} × "
         f"{counted(grid.seeds, 'seed')}, {counted(workers, 'worker')}; about {_duration(hours)} to go",
-        highlight=False,
     )
     if grid.seeds < FEW_SEEDS:
         console.print(
             f"note: {counted(grid.seeds, 'seed')} can tell only large differences from chance; {FEW_SEEDS} tell more",
-            highlight=False,
         )
     if hours > running.max_hours:
         raise InputError(

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from gpt2lab.comparison.cells import is_finished
 from gpt2lab.comparison.folder import SPEED, read_speed
 from gpt2lab.comparison.measure import measure_speed
@@ -17,7 +15,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import describe_machine, torch_threads
 from gpt2lab.model.attention import Mechanism
-from gpt2lab.progress import Progress
+from gpt2lab.progress import Progress, plain_console
 from gpt2lab.runs.folder import load, open_text
 from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training import Trainer
@@ -77,6 +75,6 @@ def _trainers(arms: Mapping[str, Path], own: Mapping[str, Mechanism]) -> dict[st
     dataset = open_text(settings[first].data, tokenizer).dataset("train", model.config.max_seq_len)
     training = {arm: dataclasses.replace(about.training, out=None) for arm, about in settings.items()}
     return {
-        arm: Trainer(model, dataset, None, training[arm], console=Console(quiet=True))
+        arm: Trainer(model, dataset, None, training[arm], console=plain_console(quiet=True))
         for arm, (model, _) in loaded.items()
     }

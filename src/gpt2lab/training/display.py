@@ -8,6 +8,7 @@ from typing import Self
 from rich import progress
 from rich.console import Console
 
+from gpt2lab.progress import plain_console
 from gpt2lab.runs.records import Record, TrainingProgress
 
 
@@ -19,13 +20,13 @@ class TerminalDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True)  # a path or command that is printed can be copied
+        self.console = console or plain_console()
         self.validation = "–"
         self.unprinted: list[Record] = []  # the last that was printed, and those since
         self.live = progress.Progress(
             progress.TextColumn("step {task.completed}/{task.total}"),
             progress.BarColumn(bar_width=16),
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(elapsed_when_finished=False),
@@ -47,7 +48,7 @@ class TerminalDisplay:
         """Show what a training tells."""
         self.live.update(self.task, completed=told.step, total=told.steps)
         if told.message:
-            self.console.print(told.message, highlight=False)
+            self.console.out(told.message, highlight=False)
         if (record := told.record) is None:
             return
         measured = "validation_loss" in record
@@ -59,7 +60,7 @@ class TerminalDisplay:
         unmeasured = self.validation == "–" and not self.console.is_terminal and told.step % tenth == 0
         if measured or unmeasured or told.step == told.steps:
             line = self._line(record, self._mean_speed())
-            self.console.print(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)
+            self.console.out(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)
 
     def _line(self, record: Record, speed: float) -> str:
         share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"]

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
-from gpt2lab.plots import new_plot, save_plot
+from gpt2lab.plots import name_in_plot, new_plot, save_plot, short_numbers
 from gpt2lab.runs.records import Record
 
 Sink = Callable[[Record], None]
@@ -95,14 +95,14 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
     """
     figure, axes = new_plot("tokens seen", "loss, nats per token")
     for index, (name, records) in enumerate(runs.items()):
-        colour = f"C{index}"
+        colour, shown = f"C{index}", name_in_plot(name)
         axes.plot(
             [r["tokens"] for r in records],
             [r["loss"] for r in records],
             color=colour,
             alpha=0.35,
             lw=1,
-            label=f"{name}, training",
+            label=f"{shown}, training",
         )
         measured = [r for r in records if "validation_loss" in r]
         axes.plot(
@@ -111,8 +111,8 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
             color=colour,
             marker="o",
             ms=4,
-            label=f"{name}, validation",
+            label=f"{shown}, validation",
         )
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+    short_numbers(axes.xaxis)
     axes.legend(frameon=False)
     save_plot(figure, path)

@@ -31,7 +31,7 @@ from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
 from gpt2lab.model.saving import read_config
 from gpt2lab.options import given_options, taking
-from gpt2lab.progress import shown
+from gpt2lab.progress import plain_console, shown
 from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
 from gpt2lab.runs.given import merged_with_file, refuse_another_model
 from gpt2lab.runs.mechanisms import load_attention
@@ -97,7 +97,7 @@ def train(**given: Any) -> Run:
         if progress is not None:
             raise InputError("progress hears of a training in this process only; leave it out, or processes")
         return _launched(options)
-    console = Console(soft_wrap=True, quiet=progress is not None)  # a path that is printed can be copied
+    console = plain_console(quiet=progress is not None)
     merged = merged_with_file(options)
     timeout = merged.get("timeout", TrainerConfig.timeout)
     with processes.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
@@ -201,13 +201,13 @@ def _set_up(
             data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
         text = processes.first_then_others(partial(open_text, data, tokenizer))
-    console.print(text.describe(), highlight=False)
+    console.print(text.describe())
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
         if model.random_config:
             drawn = {name: getattr(config, name) for name in random_architecture(0, config.max_seq_len)}
             repeats = f"--random-seed {model.random_seed} repeats it"
-            console.print(f"random configuration ({repeats}): {drawn}", highlight=False)
+            console.print(f"random configuration ({repeats}): {drawn}")
     described = ModelSettings.describing(config, model.attention, model.variant)
     if network is None:
         # Under FSDP a model gets its weights in shards, and never has to fit into one process.
@@ -218,7 +218,7 @@ def _set_up(
         training = replace(training, max_steps=_affordable_steps(network, training))
     parts: list[Split] = ["train", "validation"] if data.validation_fraction > 0 else ["train"]
     context = config.max_seq_len
-    with shown(Console(stderr=True, quiet=console.quiet)) as encoding:
+    with shown(plain_console(stderr=True, quiet=console.quiet)) as encoding:
         datasets = processes.first_then_others(lambda: {p: text.dataset(p, context, encoding) for p in parts})
     trainer = Trainer(network, datasets["train"], datasets.get("validation"), training, console=console)
     if checkpoint is not None:
@@ -250,7 +250,7 @@ def _threads(trainer: Trainer, options: Mapping[str, Any], goes_on: bool, consol
         batch = next(trainer.batches())
         seconds = choose_threads(partial(trainer.rehearse, batch))
     chosen, *others = (f"{1000 * each:.0f} ms with {n}" for n, each in seconds.items())
-    console.print(f"threads: a step takes {chosen}, {', '.join(others)} (--threads decides)", highlight=False)
+    console.print(f"threads: a step takes {chosen}, {', '.join(others)} (--threads decides)")
     return next(iter(seconds))
 
 
