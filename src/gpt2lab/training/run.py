@@ -196,8 +196,8 @@ def _set_up(
         network, tokenizer = load(settings.init_from, attention=attention)
         config = network.config
         refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
-        if (path := Path(settings.init_from) / "config.yaml").exists():
-            learned = RunSettings.read(path).data
+        if checkpoints_of(Path(settings.init_from)):  # else it is a saved model, which knows of no settings
+            learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
             data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
     with console.status("reading the text"):
         text = processes.first_then_others(partial(open_text, data, tokenizer))
