@@ -11,8 +11,21 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt2lab.comparison.settings import GridSettings
 from gpt2lab.errors import InputError
-from gpt2lab.options import check, converted, declared, given_options, limits, option, options_of, spelled
+from gpt2lab.generation.settings import GenerateSettings
+from gpt2lab.options import (
+    ELSEWHERE,
+    check,
+    closest,
+    converted,
+    declared,
+    given_options,
+    limits,
+    option,
+    options_of,
+    spelled,
+)
 from gpt2lab.runs.settings import SETTINGS, TrainOptions
 
 
@@ -129,3 +142,10 @@ def test_every_option_says_what_it_means_and_its_default_keeps_its_own_limits() 
 def test_limits_are_told_in_words() -> None:
     told = [limits(declared(of)) for _, of in options_of(Soup).values()]
     assert told == ["1 or more", "at least 0 and below 10", "", "", "at least 0 and at most 1", ""]
+
+
+def test_names_of_other_programs_lead_to_options_that_there_are() -> None:
+    known = options_of(GridSettings, GenerateSettings, *SETTINGS)
+    assert ELSEWHERE.keys() <= known.keys()
+    for ours, theirs in ELSEWHERE.items():
+        assert {closest(name, [*known.keys() - ELSEWHERE.keys(), ours]) for name in theirs} == {ours}

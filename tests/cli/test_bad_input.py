@@ -284,6 +284,7 @@ def test_going_on_with_another_optimiser_is_refused_and_changes_nothing(
         (["--seed", 7, "--schedule", "cosine"], "schedule wsd, not cosine, seed 0, not 7"),
         (["--corpus", "shakespeare"], "corpus None, not shakespeare"),
         (["--test-fraction", 0.2], "test_fraction 0.05, not 0.2"),
+        (["--text-sha256", "abc"], ", not abc"),
     ],
 )
 def test_going_on_with_other_options_is_refused_with_what_differs(
@@ -315,6 +316,10 @@ def test_a_text_that_has_moved_is_named_anew_and_has_to_be_the_same(
     done = command("train", *more, "--text", tmp_path / "moved.txt")
     assert done.code == 0, done.err
     assert RunSettings.read(run / "config.yaml").data.text == str(tmp_path / "moved.txt")  # for the next time
+    config = run / "config.yaml"
+    lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("text_sha256")), encoding="utf-8")
+    assert_one_sentence(command("train", *more, "--text", tmp_path / "other.txt"), "has no text_sha256")
 
 
 def test_a_folder_of_a_saved_model_is_taken_where_a_run_is(

@@ -129,10 +129,16 @@ def test_checkpoints_look_as_if_one_process_had_written_them(together: Together,
             ours, theirs = (safetensors.torch.load_file(where / file) for where in (folder, reference))
             assert ours.keys() == theirs.keys()
             for name, tensor in ours.items():
-                if not name.startswith("step/"):
-                    # of the tensor as a whole: attention hardly feels the bias of the keys, so single entries of its
-                    # gradient are rounding errors, which AdamW makes steps of usual length of
-                    assert torch.linalg.norm(tensor - theirs[name]) <= 1e-3 * torch.linalg.norm(theirs[name]), name
+                if name.startswith("step/"):
+                    continue
+                found, expected = tensor, theirs[name]
+                if file == "model.safetensors" and name.endswith("query_key_value.bias"):
+                    # Attention hardly feels a bias of the keys: some entries of its gradient are rounding errors, which
+                    # AdamW makes steps of usual length of. So that part is compared as a whole.
+                    (query, keys, value), (query_, keys_, value_) = (t.split([28, 14, 14]) for t in (found, expected))
+                    assert torch.linalg.norm(keys - keys_) <= 1e-3 * torch.linalg.norm(keys_), name
+                    found, expected = torch.cat([query, value]), torch.cat([query_, value_])
+                torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
         steps = {float(t) for n, t in ours.items() if n.startswith("step/")}
         assert steps == {float(folder.name[5:])}
         GPT2.load(folder)

@@ -77,10 +77,10 @@ def evaluate_run(run: str | Path, **given: Any) -> RunEvaluation:
     except InputError as error:
         raise InputError(f"{run}: {error}") from None
     model.to(choose_device(asked.device))
-    if asked.text is None and not (Path(run) / "config.yaml").exists():
-        raise InputError(f"{run} holds a model and does not say on which text it was trained; name one with --text")
     if asked.text is None:
-        source = open_text(RunSettings.read(Path(run) / "config.yaml").data, tokenizer)
+        if not (path := Path(run) / "config.yaml").exists():
+            raise InputError(f"{run} holds a model and does not say on which text it was trained; name one with --text")
+        source = open_text(RunSettings.read(path).data, tokenizer)
         tokens, name = source.tokens(asked.split, progress), f"{source.corpus.name}, {asked.split} part"
     else:
         source = Text.open(text=asked.text, tokenizer=tokenizer)

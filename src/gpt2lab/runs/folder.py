@@ -102,9 +102,9 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
         raise InputError(f"checkpoint is {which!r}; it has to be one of {', '.join(get_args(Which))}")
     run = Path(run)
     found = checkpoints_of(run)
-    if not found and (run / CONFIG).is_file():
-        return run
     if not found:
+        if (run / CONFIG).is_file():
+            return run
         if run.is_file():
             raise InputError(f"{run} is a file, not the folder of a run")
         wrong = "holds no checkpoint" if run.is_dir() else "does not exist"

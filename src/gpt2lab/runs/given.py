@@ -42,6 +42,8 @@ def merged_with_file(options: Mapping[str, Any]) -> dict[str, Any]:
         begun = given_options((*SETTINGS, StartSettings), read_settings(path), str(path))
         begun = {name: value for name, value in begun.items() if name in options_of(*SETTINGS)}
         if options.get("text") is not None:  # it has moved: its hash tells whether it is the same
+            if begun.get("text_sha256") is None:
+                raise InputError(f"{path} has no text_sha256 to tell whether --text is the same text; leave that out")
             begun.pop("corpus", None)
         begun.pop("attention", None)  # a file that only a run folder names is never executed
         _refuse_other_settings(run, begun, options)

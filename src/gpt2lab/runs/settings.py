@@ -68,7 +68,6 @@ class DataSettings:
         "SHA-256 that the text has to have. A run folder records it, so that a text that was edited since is not taken "
         "for the one that was trained on. For shards it is made of their sizes, beginnings and ends.",
         in_comparison="all",
-        on_resume=True,  # it is compared when the text is opened
     )
 
     def __post_init__(self) -> None:

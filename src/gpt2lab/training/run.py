@@ -29,13 +29,13 @@ from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.generation import generate
 from gpt2lab.model import GPT2
-from gpt2lab.model.saving import read_config
+from gpt2lab.model.saving import TOKENIZER, read_config
 from gpt2lab.options import given_options, taking
 from gpt2lab.progress import plain_console, shown
 from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
 from gpt2lab.runs.given import merged_with_file, refuse_another_model
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions
+from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
@@ -117,19 +117,12 @@ def train(**given: Any) -> Run:
         try:
             result = trainer.train()
         except KeyboardInterrupt:  # a second Ctrl-C: the first one saves
-            raise KeyboardInterrupt(_left(run)) from None
+            raise KeyboardInterrupt(_left(run, settings.model.attention)) from None
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
         # The others wait, because torchrun ends all processes when one has ended.
         processes.on_the_first(partial(_finish, run, result, samples))
         seconds = trainer.state.seconds
         return Run(run, trainer.model, text.tokenizer, result.validation_loss, result.step, seconds, result.stopped_by)
-
-
-def _left(run: Path) -> str:
-    """What an interrupted training leaves, and how it goes on."""
-    if not (found := checkpoints_of(run)):
-        return f"{run} has no checkpoint yet, so nothing can go on"
-    return f"the last checkpoint is {found[-1]}; gpt2lab train --resume {run} goes on from it"
 
 
 def launch(options: Mapping[str, Any]) -> int:
@@ -191,7 +184,7 @@ def _set_up(
     config: GPT2Config | None = None
     if checkpoint is not None:
         config = read_config(checkpoint)
-        tokenizer = load_tokenizer(run / "tokenizer.json")
+        tokenizer = load_tokenizer(run / TOKENIZER)
     elif settings.init_from is not None:
         network, tokenizer = load(settings.init_from, attention=attention)
         config = network.config
@@ -264,7 +257,7 @@ def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokeni
     """Take the run folder, and write what repeats the run."""
     stack.enter_context(locked_folder(run))
     settings.save(run / "config.yaml")
-    tokenizer.save(run / "tokenizer.json")
+    tokenizer.save(run / TOKENIZER)
     if name := processes.job():
         (run / JOB).write_text(name, encoding="utf-8")
 
@@ -287,7 +280,7 @@ def _finish(run: Path, result: TrainingResult, samples: str | None) -> None:
 
 def ended(run: Run, attention: str | type | None = None) -> str:
     """What is said of a training that has ended: where it is, and what to type next."""
-    again = shlex.quote(str(run.folder)) + (f" --attention {shlex.quote(str(attention))}" if attention else "")
+    again = _again(run.folder, attention)
     if run.stopped_by is not None:
         saved = (
             f"saved; go on with: gpt2lab train --resume {again}" if run.steps else "before there was anything to save"
@@ -301,6 +294,19 @@ def ended(run: Run, attention: str | type | None = None) -> str:
         f"  samples     {run.folder / 'samples.txt'}\n"
         f"next: gpt2lab evaluate {again} · gpt2lab generate {again}"
     )
+
+
+def _left(run: Path, attention: str | type | None) -> str:
+    """What a training leaves that is ended at once, and how it goes on."""
+    if not (found := checkpoints_of(run)):
+        return f"{run} has no checkpoint yet, so nothing can go on"
+    return f"the last checkpoint is {found[-1]}; gpt2lab train --resume {_again(run, attention)} goes on from it"
+
+
+def _again(run: Path, attention: str | type | None) -> str:
+    """A run as commands have to name it."""
+    spec = spell_attention(attention)
+    return shlex.quote(str(run)) + ("" if spec is None else f" --attention {shlex.quote(spec)}")
 
 
 def _work() -> int:
