@@ -1,6 +1,11 @@
 import json
-from collections.abc import Callable
+import os
+import random
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +27,7 @@ from gpt2lab.data import (
     load_tokenizer,
     open_corpus,
 )
+from gpt2lab.data import tokenizers as tokenizers_module
 from gpt2lab.data.corpora import package_files
 from gpt2lab.errors import InputError
 from tests.data.conftest import AWKWARD, awkward_text
@@ -241,6 +247,50 @@ def test_tinyshakespeare_has_as_many_gpt2_tokens_as_nanogpt_counts(gpt2: BPEToke
     assert CharTokenizer.from_corpus(open_corpus(text=str(tinyshakespeare))).vocab_size == 65 + 1
 
 
+@pytest.mark.parametrize("letters", ["abcdefgh", "\u4e00\u4e8c\u4e09\u56db", " ", "0123456789-=+"])
+def test_texts_without_any_space_are_learned_from_word_for_word(letters: str) -> None:
+    """Words are cut at 1,000 characters, which takes no pair of neighbours away but one at each cut."""
+    text = "".join(random.Random(0).choices(letters, k=3_000))
+    learned = BPETokenizer.train([text], 300)
+    cut = BPETokenizer.train([text[:1000], text[1000:2000], text[2000:]], 300)
+    assert learned.fingerprint() == cut.fingerprint()
+    assert learned.decode(learned.encode(text * 3)) == text * 3
+
+
+def test_learning_from_a_long_word_takes_a_time_in_proportion_to_its_length() -> None:
+    """Counted in work, not in seconds: no piece that the library gets has a longer word."""
+    given: list[str] = []
+
+    class Backend:
+        def train_from_iterator(self, texts: Iterable[str], trainer: object) -> None:
+            given.extend(texts)
+
+    words = ["x" * 12_345 + " y", " " * 4_321 + "word", "short words only\n" * 500]
+    tokenizers_module._learn(Backend(), None, words)  # type: ignore[arg-type]
+    assert "".join(given) == "".join(words)
+    assert max(len(run) for text in given for run in re.findall(r"\S+|\s+", text)) < 2_000
+
+
+def test_an_error_in_the_texts_ends_the_learning_with_that_error() -> None:
+    def texts() -> Iterator[str]:
+        yield "some words"
+        raise InputError("byte 7 is no letter")
+
+    with pytest.raises(InputError, match="byte 7 is no letter"):
+        BPETokenizer.train(texts(), 300)
+
+
+def test_ctrl_c_ends_the_learning_at_once() -> None:
+    def texts() -> Iterator[str]:
+        yield "some words"
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            yield "more words " * 1000
+
+    with pytest.raises(KeyboardInterrupt):
+        BPETokenizer.train(texts(), 300)
+
+
 # Loading
 
 
@@ -276,4 +326,102 @@ def test_a_tokenizer_of_another_kind_is_refused(characters: CharTokenizer, tmp_p
     vocab[first], vocab[second] = vocab[second], vocab[first]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="of another kind"):
+        load_tokenizer(path)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def changed(tokenizer: Tokenizer, path: Path, change: Change) -> Path:
+    """A file of that tokenizer, with a change in its definition."""
+    content = json.loads(tokenizer.to_json())
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+HARMLESS: dict[str, Change] = {
+    "truncation": lambda t: t.update(
+        truncation={"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    ),
+    "padding": lambda t: t.update(
+        padding={
+            "strategy": {"Fixed": 9000},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "a",
+        }
+    ),
+    "dropout": lambda t: t["model"].update(dropout=0.9),
+    "no decoder": lambda t: t.update(decoder=None),
+    "another decoder": lambda t: t.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
+    "what is added to texts": lambda t: t.update(post_processor=BYTE_LEVEL),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
+def test_what_would_cut_pad_or_draw_at_random_is_left_out_of_a_tokenizer_made_elsewhere(
+    small_bpe: BPETokenizer, tmp_path: Path, shakespeare: str, change: Change
+) -> None:
+    foreign = load_tokenizer(changed(small_bpe, tmp_path / "tokenizer.json", change))
+    text = shakespeare[:5000] + "é中\n\n 🙂"
+    assert foreign.encode(text).tolist() == small_bpe.encode(text).tolist()
+    assert foreign.decode(foreign.encode(text)) == text
+    foreign.save(tmp_path / "again.json")
+    assert load_tokenizer(tmp_path / "again.json").encode(text).tolist() == small_bpe.encode(text).tolist()
+
+
+@pytest.mark.parametrize("name", ["truncation", "padding"])
+def test_a_tokenizer_of_characters_loses_what_would_cut_or_pad(
+    characters: CharTokenizer, tmp_path: Path, name: str
+) -> None:
+    loaded = load_tokenizer(changed(characters, tmp_path / "tokenizer.json", HARMLESS[name]))
+    assert loaded.fingerprint() == characters.fingerprint()
+
+
+def shift_ids(content: dict[str, Any]) -> None:
+    """A hole before the last id."""
+    content["model"]["vocab"][END_OF_TEXT] += 5
+    content["added_tokens"][0]["id"] += 5
+
+
+SPOILING: dict[str, tuple[Change, str]] = {
+    "lower case": (lambda t: t.update(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),
+    "one form of accents": (lambda t: t.update(normalizer={"type": "NFC"}), "normalizer NFC"),
+    "a prefix space": (lambda t: t["pre_tokenizer"].update(add_prefix_space=True), "a space before every text"),
+    "no words": (lambda t: t["pre_tokenizer"].update(use_regex=False), "use_regex"),
+    "gaps": (shift_ids, "gaps in its ids: there is no 399, but 404"),
+    "a byte missing": (
+        lambda t: t["model"].update(
+            vocab={("中" if token == "é" else token): id_ for token, id_ in t["model"]["vocab"].items()},
+            merges=[merge for merge in t["model"]["merges"] if "é" not in "".join(merge)],
+        ),
+        "no id for 1 byte, such as 'é'",
+    ),
+    "letters that are no bytes": (lambda t: t["model"]["vocab"].update({"中文": 400}), "stands for no bytes"),
+    "hungry tokens": (lambda t: t["added_tokens"][0].update(lstrip=True), "takes the spaces"),
+    "no end": (
+        lambda t: (t.update(added_tokens=[]), t["model"]["vocab"].pop(END_OF_TEXT)),
+        r"has no <\|endoftext\|>",
+    ),
+    "a suffix": (lambda t: t["model"].update(end_of_word_suffix="Ġ"), "does not give back every text"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SPOILING.values(), ids=SPOILING)
+def test_a_tokenizer_that_would_not_give_back_every_text_is_refused(
+    small_bpe: BPETokenizer, tmp_path: Path, change: Change, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as raised:
+        load_tokenizer(changed(small_bpe, tmp_path / "tokenizer.json", change))
+    assert str(tmp_path / "tokenizer.json") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_characters_with_a_normalizer_are_refused(characters: CharTokenizer, tmp_path: Path) -> None:
+    path = changed(characters, tmp_path / "tokenizer.json", lambda t: t.update(normalizer={"type": "Lowercase"}))
+    with pytest.raises(InputError, match="another kind"):
         load_tokenizer(path)

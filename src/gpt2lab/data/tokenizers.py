@@ -3,7 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from gpt2lab.data.corpora import Corpus, package_files
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
+from gpt2lab.progress import counted
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -23,10 +25,18 @@ END_OF_TEXT = "<|endoftext|>"
 # so that the tokenizers library can work on them in parallel.
 PARALLEL_PARTS = re.compile(r".{1,65536}\S(?=[ \t\r\n])|.+", re.DOTALL)
 
+# Learning a BPE takes a time that grows with the square of the longest word, so no word is longer than this there.
+LONG_RUN = re.compile(r"\S{1000}|\s{1000}")
+
+# What a tokenizer has to give back exactly: accents (in one character, and in two), line ends, runs of spaces, emoji,
+# several scripts, forms that a normalizer would change, and what separates documents, spelled out.
+PROBE = f"Tête-à-tête, e\u0301te\u0301:  2\t½ \r\n\n  \U0001f468\u200d\U0001f469 中文 наш ﬁ Ａ  {END_OF_TEXT}\n "
+
 # The letters that stand for bytes in GPT-2's vocabulary (bytes_to_unicode in its encoder.py): printable ones stand for
 # themselves, the others are counted up from U+0100.
 _PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _BYTES = {0x100 + place: byte for place, byte in enumerate(sorted({*range(0x100)} - _PRINTABLE))}
+_BYTE_LETTERS = frozenset(map(chr, {*_PRINTABLE, *_BYTES}))
 _CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of a character after its first
 
 
@@ -173,7 +183,7 @@ class BPETokenizer(Tokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        _learn(backend, trainer, texts)
         learned = json.loads(backend.to_str())["model"]
         vocabulary = learned["vocab"] | {END_OF_TEXT: len(learned["vocab"])}
         return cls._from_merges(vocabulary, [tuple(merge) for merge in learned["merges"]])
@@ -221,11 +231,44 @@ def _known(ids: Iterable[int], vocab_size: int) -> list[int]:
     return plain
 
 
+def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: Iterable[str]) -> None:
+    """Learn merges in a thread of its own, because the library does not look for Ctrl-C."""
+    ended, failed = threading.Event(), []
+
+    def words() -> Iterator[str]:
+        for text in texts:
+            start = 0
+            for run in LONG_RUN.finditer(text):
+                yield text[start : run.end()]
+                start = run.end()
+            yield text[start:]
+            if ended.is_set():
+                raise InterruptedError
+
+    def learn() -> None:
+        try:
+            backend.train_from_iterator(words(), trainer)
+        except BaseException as error:  # it is raised below, where someone waits
+            failed.append(error)
+
+    thread = threading.Thread(target=learn, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    finally:
+        ended.set()
+    if failed:
+        raise failed[0]
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a tokenizer that :meth:`Tokenizer.save` wrote, or a byte-level BPE with ``<|endoftext|>`` made elsewhere.
 
+    What would cut a text, pad it, or encode it at random (truncation, padding, dropout) is left out.
+
     Raises:
-        InputError: if the file is missing, damaged, or of another kind.
+        InputError: if the file is missing, damaged, of another kind, or would not give back every text as it was.
     """
     try:
         definition = Path(path).read_text("utf-8")
@@ -237,16 +280,50 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise InputError(
             f"{path} is not a readable tokenizer file, perhaps damaged ({error}); copy it again or train a new one"
         ) from None
+    backend.no_truncation()
+    backend.no_padding()
     kinds = content["model"]["type"], (content["pre_tokenizer"] or {}).get("type")
-    if END_OF_TEXT in backend.get_vocab():
-        if kinds == ("BPE", "ByteLevel"):
-            return BPETokenizer(backend)
+    ours: CharTokenizer | None = None
+    if kinds == ("BPE", "Split"):
         characters = [token for token in content["model"]["vocab"] if token != END_OF_TEXT]
-        if kinds == ("BPE", "Split") and all(len(character) == 1 for character in characters):
-            tokenizer = CharTokenizer(characters)
-            if backend.get_vocab() == tokenizer.stoi | {END_OF_TEXT: tokenizer.end_of_text}:
-                return tokenizer
-    raise InputError(
-        f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
-        f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
-    )
+        ours = CharTokenizer(characters) if characters and all(len(one) == 1 for one in characters) else None
+    if kinds != ("BPE", "ByteLevel") and (ours is None or json.loads(ours.to_json()) != json.loads(backend.to_str())):
+        raise InputError(
+            f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
+            f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
+        )
+    if ours is not None:
+        return ours
+    for fault in _faults(backend, content):
+        raise InputError(f"{path} holds a tokenizer that {fault}; take one that gives back every text, as GPT-2's does")
+    backend.model.dropout = None
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = BPETokenizer(backend)
+    if (back := tokenizer.decode(tokenizer.encode(PROBE))) != PROBE:
+        raise InputError(
+            f"{path} holds a tokenizer that does not give back every text: {PROBE!r} comes back as {back!r}; take one "
+            "that does, as GPT-2's does"
+        )
+    return tokenizer
+
+
+def _faults(backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> Iterator[str]:
+    """What a byte-level BPE does or lacks so that it cannot be used."""
+    vocabulary, before = backend.get_vocab(), content["pre_tokenizer"]
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    if content["normalizer"] is not None:
+        yield f"changes texts before it encodes them (normalizer {content['normalizer'].get('type')})"
+    if before.get("add_prefix_space", True):
+        yield "puts a space before every text (add_prefix_space)"
+    if not before.get("use_regex", True):
+        yield "does not split texts into words as GPT-2's does (use_regex)"
+    if END_OF_TEXT not in vocabulary:
+        yield f"has no {END_OF_TEXT}"
+    if absent := {*range(len(vocabulary))} - {*vocabulary.values()}:
+        yield f"has gaps in its ids: there is no {min(absent)}, but {max(vocabulary.values())}"
+    if unknown := _BYTE_LETTERS - vocabulary.keys():
+        yield f"has no id for {counted(len(unknown), 'byte')}, such as {min(unknown)!r}"
+    if strange := [token for token in vocabulary if token not in added and not _BYTE_LETTERS.issuperset(token)]:
+        yield f"has the token {strange[0]!r}, which stands for no bytes"
+    if eating := [name for name, token in added.items() if token.lstrip or token.rstrip]:
+        yield f"takes the spaces beside {eating[0]!r} away (lstrip, rstrip)"
