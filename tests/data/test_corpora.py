@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import importlib.metadata
 import io
@@ -286,3 +287,61 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setenv("GPT2LAB_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(InputError, match="set GPT2LAB_CACHE"):
         cache_dir()
+
+
+# Which files of a folder
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    for name, text in {
+        "a.txt": b"one\n",
+        "b.txt": b"two\n",
+        "latin.txt": b"na\xefve",
+        "drafts/c.txt": b"three\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    return tmp_path
+
+
+def test_files_can_be_left_out(library: Path) -> None:
+    corpus = open_corpus(text=str(library), exclude=["drafts", "latin*"])
+    assert "".join(corpus.chunks()) == "one\ntwo\n"
+    assert corpus.notes == ()
+
+
+def test_unreadable_files_are_left_out_on_request_and_named(library: Path) -> None:
+    with pytest.raises(InputError, match=r"latin\.txt is not UTF-8 text: byte 2"):
+        list(open_corpus(text=str(library)).chunks())
+    corpus = open_corpus(text=str(library), skip_unreadable=True)
+    assert "".join(corpus.chunks()) == "one\ntwo\nthree\n"
+    (note,) = corpus.notes
+    assert note.startswith(f"left out: {library / 'latin.txt'} is not UTF-8")
+    with pytest.raises(InputError, match=r"is empty; left out: .*latin\.txt is not UTF-8"):
+        open_corpus(text=str(library / "latin.txt"), skip_unreadable=True)
+
+
+def test_files_that_hold_the_same_are_told(library: Path) -> None:
+    (library / "copy.txt").write_bytes(b"three\n")
+    (note,) = open_corpus(text=str(library)).notes
+    assert "drafts/c.txt holds the same as" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n', "holds lines of JSON"),
+        ("x.json", b'{"text": "a"}\n', "holds lines of JSON"),
+        ("x", b'{"text": "a"}\n', "holds lines of JSON"),
+        ("x.ndjson.gz", gzip.compress(b'{"text": "a"}\n'), "holds lines of JSON"),
+        ("x.txt", gzip.compress(b"a novel"), "is compressed"),
+        ("x.txt", b"PAR1...", "is a Parquet file"),
+    ],
+)
+def test_documents_are_no_text_and_the_command_that_packs_them_is_told(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{words}; make shards of it first: gpt2lab data pack .*{name} --out shards"):
+        open_corpus(text=str(tmp_path / name))

@@ -1,7 +1,11 @@
 """What is read of text, JSONL and Parquet files, and what is refused."""
 
+import bz2
 import gzip
 import json
+import lzma
+import random
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +83,97 @@ def test_endings_in_capitals_tell_what_a_file_is(tmp_path: Path) -> None:
         assert [piece.texts for piece in read_pieces(tmp_path / name)] == [["one", "two"]]
 
 
+TWO = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a", "a.data", "a.gz", "A.JSON.XZ", "a.jsonl.bz2"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_lines_of_json_are_documents_however_the_file_is_called_and_compressed(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / name).write_bytes(pack(TWO))
+    assert [piece.texts for piece in read_pieces(tmp_path / name)] == [["one", "two"]]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.md", "a"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_a_text_is_one_document_however_it_is_called_and_compressed(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    text = "{ it begins\n like an object\n" * 99_999
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    pieces = list(read_pieces(tmp_path / name))
+    assert "".join(text for piece in pieces for text in piece.texts) == text
+    assert [piece.continues for piece in pieces] == [False] + [True] * (len(pieces) - 1)
+    assert pieces[-1].position == (tmp_path / name).stat().st_size
+
+
+def test_a_text_file_is_text_whatever_is_in_it_and_parquet_shows_in_its_first_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(TWO)
+    assert "".join(text for piece in read_pieces(tmp_path / "a.txt") for text in piece.texts) == TWO.decode()
+    write_parquet(tmp_path / "b.txt", ["one", "two"])
+    assert [piece.texts for piece in read_pieces(tmp_path / "b.txt")] == [["one", "two"]]
+
+
+DAMAGED: dict[str, tuple[bytes, list[str], list[str]]] = {
+    "a.jsonl": (
+        b'{"text": "one"}\n{"text": null}\n{"body": "x"}\nno JSON\n{"text": " "}\n{"text": "two"}\n',
+        ["one", "two"],
+        ["line 2: text is", "line 3: there is no 'text'", "line 4: it is not JSON", "line 5: text is empty"],
+    ),
+    "b.jsonl.gz": (gzip.compress(TWO, mtime=0)[:-4], ["one", "two"], ["cannot be unpacked"]),
+    "c.txt": (b"good until \xff", [], ["byte 11 is 0xff"]),
+    "d.txt": (b" \n", [], ["d.txt is empty"]),
+    "e.parquet": (b"PAR1", [], ["no Parquet file"]),
+    "f.txt": (b"good", ["good"], []),
+    "g.jsonl.zst": (b"\x28\xb5\x2f\xfd", [], ["zstd"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_cannot_be_read_is_left_out_on_request_and_named(tmp_path: Path, name: str) -> None:
+    content, texts, words = DAMAGED[name]
+    (tmp_path / name).write_bytes(content)
+    left_out: list[str] = []
+    pieces = list(read_pieces(tmp_path / name, left_out=left_out.append))
+    assert [text for piece in pieces for text in piece.texts] == texts
+    assert len(left_out) == len(words)
+    for sentence, word in zip(left_out, words, strict=True):
+        assert str(tmp_path / name) in sentence
+        assert word in sentence
+
+
+def test_a_json_file_in_a_folder_counts_if_it_holds_documents(tmp_path: Path) -> None:
+    (tmp_path / "documents.json").write_bytes(TWO)
+    (tmp_path / "settings.json").write_text('{"version": 1}')
+    (tmp_path / "pretty.json").write_text('{\n  "text": "one"\n}\n')
+    assert [path.name for path in find_documents([tmp_path])] == ["documents.json"]
+    with pytest.raises(InputError, match="line 1: there is no 'text'; it has version"):
+        list(read_pieces(tmp_path / "settings.json"))
+
+
+READ_IN_A_PROCESS = """
+import sys
+import pyarrow
+from pathlib import Path
+from gpt2lab.data.documents import read_pieces
+assert sum(len(text) for piece in read_pieces(Path(sys.argv[1])) for text in piece.texts) == int(sys.argv[2])
+print(pyarrow.default_memory_pool().max_memory())
+"""
+
+
+def test_of_a_parquet_file_only_a_part_is_in_memory(tmp_path: Path) -> None:
+    letters = random.Random(0)
+    row = "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=20_000))
+    table = pyarrow.table({"text": [row[i % 1000 :] + str(i) for i in range(4_000)], "id": range(4_000)})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=100, compression="none", use_dictionary=False)
+    size = sum(len(text) for text in table["text"].to_pylist())
+    command = [sys.executable, "-c", READ_IN_A_PROCESS, tmp_path / "a.parquet", str(size)]
+    most = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (tmp_path / "a.parquet").stat().st_size > 70e6
+    assert most < 40e6
+
+
 def test_the_text_is_in_the_column_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "no", "body": "yes"}\n')
     parquet.write_table(pyarrow.table({"text": ["no"], "body": ["yes"]}), tmp_path / "a.parquet")
@@ -94,7 +189,10 @@ def test_documents_are_found_in_folders_by_globs_and_by_name_in_this_order(tmp_p
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     assert names == ["notes.md", "a.parquet", "b.txt", "below/d.jsonl", "c.jsonl.gz", "b.txt"]
     (tmp_path / "empty").mkdir()
-    for name, words in {"none.txt": "there is no file, folder or glob", "empty": "no .txt, .jsonl,"}.items():
+    for name, words in {
+        "none.txt": "there is no file, folder or glob",
+        "empty": "no .txt, .jsonl, .ndjson, .json, .parquet is in",
+    }.items():
         with pytest.raises(InputError, match=f"{words}.*{name}"):
             find_documents([tmp_path / "b.txt", tmp_path / name])
 
@@ -109,8 +207,10 @@ def test_documents_are_found_in_folders_by_globs_and_by_name_in_this_order(tmp_p
         ("a.jsonl", b'{"text": null}\n', ["line 1", "text is 'None'", "no text"]),
         ("a.jsonl", b'{"text": "a\\ud800"}\n', ["line 1", "character 1", "half of a pair", "\\ud800"]),
         ("a.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
-        ("a.jsonl.gz", b'{"text": "a"}\n', ["after line 0", "cannot be unpacked", "gzip"]),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9, mtime=0)[:-10], ["cannot be unpacked", "again"]),
+        ("a.jsonl.xz", lzma.compress(b'{"text": "a"}\n' * 9)[:-10], ["cannot be unpacked", "again"]),
+        ("a.bz2", bz2.compress(b"a text" * 999)[:20], ["cannot be unpacked", "again"]),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd and more", ["compressed by zstd", "zstd -d"]),
         ("a.parquet", b"PAR1 is how it begins", ["no Parquet file"]),
         ("a.txt", b"fine so far \xff", ["not UTF-8", "byte 12"]),
     ],

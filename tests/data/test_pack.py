@@ -305,3 +305,33 @@ def test_the_record_says_where_every_shard_begins(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "pack.json").read_text())
     assert record["starts"] == [[0, 0, 0], [0, 0, 4], [1, 0, 1], [1, 0, 5], [1, 0, 7]]
     assert record["finished"] is True
+
+
+def test_what_cannot_be_read_is_left_out_on_request_counted_and_named(tmp_path: Path) -> None:
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "a.jsonl").write_text('{"text": "abc"}\n{"text": ""}\n{"text": null}\nnothing\n{"text": "bca"}\n')
+    (inputs / "b.txt").write_bytes(b"\xff")
+    (inputs / "c.txt").write_bytes(b"cab")
+    with pytest.raises(InputError, match=r"a\.jsonl, line 3"):
+        pack(inputs, tmp_path / "strict", "char")
+    packed = pack(inputs, tmp_path / "out", "char", skip_unreadable=True, shard_tokens=5)
+    letters = CharTokenizer("abc")
+    assert shard_files(tmp_path / "out") == shards_of(["abc", "bca", "cab"], letters, 5)
+    (note,) = packed.notes
+    assert note.startswith("left out 4: ")
+    assert note.endswith("; and 1 more")
+    assert "line 2: text is empty" in note
+    # Going on is with the same options, and finds the same.
+    (tmp_path / "out" / "tokens_000001.bin").unlink()
+    with pytest.raises(InputError, match="skip_unreadable=True, not"):
+        pack(inputs, tmp_path / "out", "char", shard_tokens=5)
+    pack(inputs, tmp_path / "out", "char", skip_unreadable=True, shard_tokens=5)
+    assert shard_files(tmp_path / "out") == shards_of(["abc", "bca", "cab"], letters, 5)
+
+
+def test_inputs_that_hold_the_same_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    packed = pack([tmp_path / "a.txt", tmp_path / "*.txt"], tmp_path / "out", "char")
+    assert "holds the same as" in packed.notes[0]
+    assert pack([tmp_path / "a.txt"], tmp_path / "once", "char").notes == ()

@@ -6,7 +6,8 @@ import pytest
 
 from gpt2lab.data import find_shards, open_corpus
 from gpt2lab.data.documents import find_documents
-from gpt2lab.data.paths import find_files
+from gpt2lab.data.paths import equal_files, find_files, without
+from gpt2lab.errors import InputError
 from tests.data.test_shards import by_hand
 
 HIDDEN = [".ipynb_checkpoints/a.txt", "__MACOSX/a.txt", "deep/__MACOSX/._b.txt", "._a.txt", ".a.txt", "deep/.git/a.txt"]
@@ -80,3 +81,41 @@ def test_a_link_to_a_folder_above_does_not_lead_round_in_circles(folder: Path) -
     before = found(folder, ".")
     (folder / "deep" / "up").symlink_to(folder, target_is_directory=True)
     assert found(folder, ".") == before
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        ([], ["A.TXT", "b.txt", "deep/d.txt", "deep/er/c.Txt", "odd[1].txt", "x.txt/e.txt"]),
+        (["b.txt"], ["A.TXT", "deep/d.txt", "deep/er/c.Txt", "odd[1].txt", "x.txt/e.txt"]),
+        (["?.txt"], ["A.TXT", "deep/er/c.Txt", "odd[1].txt"]),
+        (["deep"], ["A.TXT", "b.txt", "odd[1].txt", "x.txt/e.txt"]),
+        (["deep/"], ["A.TXT", "b.txt", "odd[1].txt", "x.txt/e.txt"]),
+        (["deep/*.txt", "er", "A*"], ["b.txt", "odd[1].txt", "x.txt/e.txt"]),
+        (["{folder}/deep", "{folder}/x.txt"], ["A.TXT", "b.txt", "odd[1].txt"]),
+        (["{folder.name}/b.txt"], ["A.TXT", "deep/d.txt", "deep/er/c.Txt", "odd[1].txt", "x.txt/e.txt"]),
+    ],
+)
+def test_files_and_folders_that_a_pattern_names_are_left_out(
+    folder: Path, patterns: list[str], left: list[str]
+) -> None:
+    patterns = [pattern.format(folder=folder) for pattern in patterns]
+    assert [file.relative_to(folder).as_posix() for file in without(find_files(folder, (".txt",)), patterns)] == left
+
+
+def test_a_pattern_has_to_name_something_and_to_leave_something(folder: Path) -> None:
+    files = find_files(folder, (".txt",))
+    for pattern in ("none.txt", folder.name, "*.md"):  # the second is above all files
+        with pytest.raises(InputError, match=f"--exclude '{pattern}' names none of 6 files".replace("*", r"\*")):
+            without(files, [pattern])
+    with pytest.raises(InputError, match="leaves no file of 6"):
+        without(files, ["b.txt", "*"])
+
+
+def test_files_that_hold_the_same_are_told(folder: Path) -> None:
+    assert equal_files(find_files(folder, (".txt",))) == []
+    (folder / "copy.txt").write_text("b.txt")  # what b.txt holds
+    (folder / "empty.txt").touch()
+    (folder / "void.txt").touch()
+    (told,) = equal_files(find_files(folder, (".txt",)))
+    assert told.startswith(f"{folder / 'copy.txt'} holds the same as {folder / 'b.txt'}")

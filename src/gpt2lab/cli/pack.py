@@ -24,8 +24,9 @@ def pack(inputs: Annotated[list[str], Parameter(negative=())], /, *, out: Path, 
     Parameters
     ----------
     inputs
-        Files, folders or globs: text files (each is one document), .jsonl and .jsonl.gz (a document a line), .parquet
-        (a document a row; needs the package pyarrow). Packed in this order.
+        Files, folders or globs: text files (each is one document), .jsonl, .ndjson or .json (a document a line), any of
+        these compressed by gzip, bzip2 or xz, and .parquet (a document a row; needs the package pyarrow). Packed in
+        this order.
     out
         Folder for the shards and their tokenizer.json.
     """
@@ -37,6 +38,8 @@ def pack(inputs: Annotated[list[str], Parameter(negative=())], /, *, out: Path, 
     except KeyboardInterrupt:
         console.print("stopped; complete shards are kept, and the same command goes on")
         return 130
+    for note in shards.notes:
+        console.print(f"note: {note}")
     console.print(
         f"done: {len(shards):,} tokens in {counted(len(shards.files), 'shard')} · "
         f"train on them with: gpt2lab train --text {shlex.quote(str(out))}",

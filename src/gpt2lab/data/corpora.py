@@ -6,15 +6,17 @@ import http.client
 import importlib.metadata
 import os
 import re
+import shlex
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
-from gpt2lab.data.paths import find_files
+from gpt2lab.data.kinds import is_compressed, kind_of
+from gpt2lab.data.paths import equal_files, find_files, without
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 
@@ -43,10 +45,16 @@ class Corpus:
     Positions in a corpus are byte offsets in the concatenation of its files. Positions that its methods get have to be
     character boundaries (:func:`split` returns such positions). The text is not changed: line ends, byte-order marks
     and unusual characters stay.
+
+    Attributes:
+        name: what the user called it.
+        files: in their order.
+        notes: what there is to say about the files, a sentence each.
     """
 
     name: str
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def file_sizes(self) -> tuple[int, ...]:
@@ -81,7 +89,7 @@ class Corpus:
         for path, size in zip(self.files, self.file_sizes, strict=True):
             first, last = max(start - offset, 0), min(stop - offset, size)
             if first < last:
-                yield _pieces(path, first, last)
+                yield _opened(path, first, last)
             offset += size
 
     def chunks(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
@@ -102,31 +110,37 @@ class Corpus:
         return position
 
 
-def _pieces(path: Path, start: int, stop: int) -> Iterator[str]:
-    """The text of one file between two byte offsets, cut where it may be cut."""
+def pieces(file: BinaryIO, path: Path, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """The text of an open file between two byte offsets, cut where it may be cut; ``path`` is what errors call it."""
     text, undecoded = "", b""
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(min(BLOCK_BYTES, stop - file.tell())):
-            offset = file.tell() - len(block) - len(undecoded)
-            data = undecoded + block
-            try:
-                decoded, used = codecs.utf_8_decode(data, "strict", file.tell() == stop)
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path} is not UTF-8 text: byte {offset + error.start} is 0x{data[error.start]:02x} "
-                    f"({error.reason}); convert the file, for example with iconv, or leave it out"
-                ) from None
-            undecoded = data[used:]
-            text += decoded
-            if cut := LAST_SAFE_CUT.match(text):
-                yield text[: cut.end()]
-                text = text[cut.end() :]
-            elif len(text) >= LONGEST_PIECE:
-                yield text
-                text = ""
+    file.seek(start)
+    block = b"to come"
+    while block:
+        block = file.read(BLOCK_BYTES if stop is None else min(BLOCK_BYTES, stop - file.tell()))
+        offset = file.tell() - len(block) - len(undecoded)
+        data = undecoded + block
+        try:
+            decoded, used = codecs.utf_8_decode(data, "strict", not block)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} is not UTF-8 text: byte {offset + error.start} is 0x{data[error.start]:02x} "
+                f"({error.reason}); convert the file, for example with iconv, or leave it out"
+            ) from None
+        undecoded = data[used:]
+        text += decoded
+        if cut := LAST_SAFE_CUT.match(text):
+            yield text[: cut.end()]
+            text = text[cut.end() :]
+        elif len(text) >= LONGEST_PIECE:
+            yield text
+            text = ""
     if text:
         yield text
+
+
+def _opened(path: Path, start: int, stop: int) -> Iterator[str]:
+    with path.open("rb") as file:
+        yield from pieces(file, path, start, stop)
 
 
 def split(
@@ -161,7 +175,9 @@ def cut(size: int, validation_fraction: float, test_fraction: float) -> tuple[in
     return int(size * (test - Fraction(str(validation_fraction)))), int(size * test)
 
 
-def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
+def open_corpus(
+    corpus: str | None = None, text: str | None = None, exclude: Iterable[str] = (), skip_unreadable: bool = False
+) -> Corpus:
     """Open a built-in corpus by its name, or the user's own text.
 
     Args:
@@ -169,15 +185,17 @@ def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
             (downloaded at first use).
         text: a UTF-8 file, a folder (every ``*.txt`` in it and its subfolders), or a glob; see
             :func:`gpt2lab.data.paths.find_files`.
+        exclude: names and globs of files and folders of ``text`` that are left out.
+        skip_unreadable: leave out files that are not UTF-8 text, and say so in ``notes``.
 
     Raises:
-        InputError: for an unknown name, both arguments at once, no such file, an empty text, a package or a network
-            that is missing.
+        InputError: for an unknown name, both arguments at once, no such file, a file that is no text, an empty text, a
+            package or a network that is missing.
     """
     if text is not None:
         if corpus is not None:
             raise InputError(f"corpus {corpus!r} and text {text!r} are both given; choose one of them")
-        opened = Corpus(text, _text_files(text))
+        opened = _user_corpus(text, tuple(exclude), skip_unreadable)
     elif corpus in (None, "shakespeare"):
         opened = Corpus("shakespeare", (_shakespeare(),))
     elif corpus == "tinyshakespeare":
@@ -187,22 +205,42 @@ def open_corpus(corpus: str | None = None, text: str | None = None) -> Corpus:
             f"unknown corpus {corpus!r}; known are shakespeare and tinyshakespeare (for a file of your own, use --text)"
         )
     if opened.size == 0:
-        raise InputError(f"the text {opened.name} is empty; give a file with something to learn from")
+        left = "; ".join((f"the text {opened.name} is empty", *opened.notes))
+        raise InputError(f"{left}; give a file with something to learn from")
     return opened
 
 
-def _text_files(text: str) -> tuple[Path, ...]:
-    files = find_files(text, (".txt",))
+def _user_corpus(text: str, exclude: tuple[str, ...], skip_unreadable: bool) -> Corpus:
+    files = without(find_files(text, (".txt",)), exclude)
     if not files:
         is_folder = Path(text).expanduser().is_dir()
         kind = "no *.txt or *.bin file is in the folder" if is_folder else "no such file, folder or glob:"
-        raise InputError(f"{kind} {text!r}; give a UTF-8 text file, a folder of *.txt files or *.bin shards, or a glob")
+        raise InputError(
+            f"{kind} {text!r}; give a UTF-8 text file, a folder of *.txt files or *.bin shards, or a glob (other "
+            "documents become shards with `gpt2lab data pack`)"
+        )
+    readable, notes = [], []
     for file in files:
         try:
-            file.open("rb").close()
-        except OSError as error:
-            raise InputError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
-    return files
+            _check_text(file, whole=skip_unreadable)
+            readable.append(file)
+        except InputError as error:
+            if not skip_unreadable:
+                raise
+            notes.append(f"left out: {error}")
+    return Corpus(text, tuple(readable), (*notes, *equal_files(readable)))
+
+
+def _check_text(path: Path, whole: bool) -> None:
+    """Refuse a file that holds something else than text, or (seen as a ``whole``) is not UTF-8."""
+    if (kind := kind_of(path)) != "text" or is_compressed(path):
+        holds = {"text": "is compressed", "lines": "holds lines of JSON", "parquet": "is a Parquet file"}[kind]
+        raise InputError(
+            f"{path} {holds}; make shards of it first: gpt2lab data pack {shlex.quote(str(path))} --out shards"
+        )
+    if whole:
+        for _ in _opened(path, 0, path.stat().st_size):
+            pass
 
 
 def _shakespeare() -> Path:

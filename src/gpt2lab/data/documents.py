@@ -1,18 +1,19 @@
-"""Documents of text, JSONL and Parquet files, read in pieces of about 1 MiB."""
+"""Documents of text, JSON lines and Parquet files, compressed or not, read in pieces of about 1 MiB."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2lab.data.corpora import BLOCK_BYTES, Corpus
-from gpt2lab.data.paths import find_files
+from gpt2lab.data.corpora import BLOCK_BYTES, pieces
+from gpt2lab.data.kinds import COMPRESSED, LINES, ending_of, kind_of, unpacked
+from gpt2lab.data.paths import find_files, without
 from gpt2lab.errors import InputError
 
-# What is looked for in folders. A file that is named may be called anything; with another ending it is a text.
-ENDINGS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+# What is looked for in folders. A file that is named may be called anything.
+ENDINGS = (*(ending + more for ending in (".txt", *LINES) for more in COMPRESSED), ".parquet")
+
+LeftOut = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,17 @@ class Piece:
     position: int
 
 
-def find_documents(inputs: Iterable[str | Path]) -> tuple[Path, ...]:
+def find_documents(
+    inputs: Iterable[str | Path], exclude: Sequence[str] = (), text_column: str = "text"
+) -> tuple[Path, ...]:
     """The files that are meant by names of files, folders (every one of ``ENDINGS`` below them) and globs, in order.
+
+    A .json file in a folder can be anything. It counts if its first line is an object with a ``text_column``.
+
+    Args:
+        inputs: the names.
+        exclude: names and globs of what is left out, see :func:`gpt2lab.data.paths.without`.
+        text_column: the field that holds the text.
 
     Raises:
         InputError: if one of them means no file.
@@ -39,77 +49,86 @@ def find_documents(inputs: Iterable[str | Path]) -> tuple[Path, ...]:
     files: list[Path] = []
     for name in inputs:
         found = find_files(name, ENDINGS)
+        if is_folder := Path(name).expanduser().is_dir():
+            found = tuple(file for file in found if ending_of(file) != ".json" or _has_text(file, text_column))
         if not found:
-            is_folder = Path(name).expanduser().is_dir()
-            wrong = f"no {', '.join(ENDINGS)} is in the folder" if is_folder else "there is no file, folder or glob"
+            wrong = f"no {', '.join(ENDINGS[:: len(COMPRESSED)])} is in the folder"
+            wrong = wrong if is_folder else "there is no file, folder or glob"
             raise InputError(f"{wrong} {name}; give the documents to be packed")
         files += found
-    return tuple(files)
+    return without(files, exclude)
 
 
-def read_pieces(path: Path, text_column: str = "text") -> Iterator[Piece]:
-    """The documents of a file: each line of .jsonl (or .jsonl.gz), each row of .parquet, or the whole of a text file.
+def _has_text(path: Path, text_column: str) -> bool:
+    try:
+        return kind_of(path) == "lines" and next(read_pieces(path, text_column), None) is not None
+    except InputError:
+        return False
+
+
+def read_pieces(path: Path, text_column: str = "text", left_out: LeftOut | None = None) -> Iterator[Piece]:
+    """The documents of a file: each line of JSON, each row of Parquet, or the whole of a text file.
+
+    What a file is shows in its first bytes, and then in its ending (see :func:`gpt2lab.data.kinds.kind_of`).
 
     Args:
         text_column: the field of JSON objects, or the column of Parquet files, that holds the text.
+        left_out: None: what cannot be read is an error; else it is left out, and so are documents without text, and
+            this is told of each, in a sentence.
 
     Raises:
         InputError: while reading, for what is no UTF-8, no JSON, no Parquet or damaged, for a document without such a
             text, and if the package for Parquet is missing.
     """
-    name = path.name.lower()
-    if name.endswith(".parquet"):
-        return _together(_parquet_rows(path, text_column))
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        return _together(_json_lines(path, text_column))
-    return _text_file(path)
+    try:
+        kind = kind_of(path)
+        if kind == "text":
+            if left_out is not None and not sum(len(text.strip()) for one in _text_file(path) for text in one.texts):
+                raise InputError(f"{path} is empty")
+            yield from _text_file(path)
+        else:
+            documents = _parquet_rows(path, text_column) if kind == "parquet" else _json_lines(path)
+            yield from _together(_texts(documents, text_column, left_out))
+    except InputError as error:
+        if left_out is None:
+            raise
+        left_out(str(error))
 
 
 def _text_file(path: Path) -> Iterator[Piece]:
-    position = 0
-    for text in Corpus(str(path), (path,)).chunks():
-        continues, position = position > 0, position + len(text.encode())
-        yield Piece([text], continues, position)
+    with unpacked(path) as (file, packed):
+        for number, text in enumerate(pieces(file, path)):
+            yield Piece([text], number > 0, packed.tell())
 
 
 def _together(documents: Iterable[tuple[str, int]]) -> Iterator[Piece]:
-    """Whole documents of about 1 MiB together. Each comes with the position in its file."""
+    """Whole documents of about 1 MiB together, also those before an error. Each comes with its position in the file."""
     texts: list[str] = []
-    size = 0
-    for text, position in documents:
-        texts.append(text)
-        size += 1 + len(text)
-        if size >= BLOCK_BYTES:
+    size = position = 0
+    try:
+        for text, position in documents:
+            texts.append(text)
+            size += 1 + len(text)
+            if size >= BLOCK_BYTES:
+                yield Piece(texts, False, position)
+                texts, size = [], 0
+    except InputError as error:
+        if texts:
             yield Piece(texts, False, position)
-            texts, size = [], 0
+        raise error from None
     if texts:
         yield Piece(texts, False, position)
 
 
-def _json_lines(path: Path, text_column: str) -> Iterator[tuple[str, int]]:
-    number = 0
-    try:
-        with path.open("rb") as file, gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield (
-                        _text_of(_parsed(line, f"{path}, line {number}"), text_column, f"{path}, line {number}"),
-                        file.tell(),
-                    )
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be unpacked after line {number} ({error}); copy or download it again"
-        ) from None
+def _json_lines(path: Path) -> Iterator[tuple[str, bytes, int]]:
+    """Place, content and position of each document."""
+    with unpacked(path) as (lines, packed):
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"{path}, line {number}", line, packed.tell()
 
 
-def _parsed(line: bytes, place: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: it is not JSON ({error}); every line has to be one object, a document") from None
-
-
-def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, int]]:
+def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, dict[str, object], int]]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -117,24 +136,45 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, int]]:
         raise InputError(f"{path} needs a package that is not installed; run: pip install pyarrow") from None
     size, row = path.stat().st_size, 0
     try:
-        with parquet.ParquetFile(path) as file:
+        # Otherwise the column of the whole file is in memory before its first row is read.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=BLOCK_BYTES) as file:
             if text_column not in file.schema_arrow.names:
                 raise _without_text(str(path), text_column, file.schema_arrow.names)
             for batch in file.iter_batches(256, columns=[text_column]):
                 for value in batch.column(0).to_pylist():
                     row += 1
-                    text = _text_of({text_column: value}, text_column, f"{path}, row {row}")
-                    yield text, size * row // file.metadata.num_rows
+                    yield f"{path}, row {row}", {text_column: value}, size * row // file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         wrong = " ".join(str(error).split())
         raise InputError(f"{path} is no Parquet file, or damaged after row {row} ({wrong}); get it again") from None
 
 
-def _text_of(document: object, text_column: str, place: str) -> str:
-    """The text of a document, if it has one, and one that UTF-8 can express."""
-    if not isinstance(document, dict) or text_column not in document:
-        raise _without_text(place, text_column, document if isinstance(document, dict) else ())
-    text = document[text_column]
+def _texts(
+    documents: Iterable[tuple[str, bytes | dict[str, object], int]], text_column: str, left_out: LeftOut | None
+) -> Iterator[tuple[str, int]]:
+    """The text and the position of each document."""
+    for place, document, position in documents:
+        try:
+            text = _text_of(document, text_column, place)
+            if left_out is not None and not text.strip():
+                raise InputError(f"{place}: {text_column} is empty")
+        except InputError as error:
+            if left_out is None:
+                raise
+            left_out(str(error))
+        else:
+            yield text, position
+
+
+def _text_of(document: bytes | dict[str, object], text_column: str, place: str) -> str:
+    """The text of a document (in JSON, if it is bytes), if it has one, and one that UTF-8 can express."""
+    try:
+        found = json.loads(document) if isinstance(document, bytes) else document
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: it is not JSON ({error}); every line has to be one object, a document") from None
+    if not isinstance(found, dict) or text_column not in found:
+        raise _without_text(place, text_column, found if isinstance(found, dict) else ())
+    text = found[text_column]
     if not isinstance(text, str):
         raise InputError(f"{place}: {text_column} is {str(text)[:40]!r}, which is no text; leave it out, or correct it")
     try:

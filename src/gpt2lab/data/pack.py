@@ -19,16 +19,18 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gpt2lab.data.documents import Piece, find_documents, read_pieces
+from gpt2lab.data.documents import LeftOut, Piece, find_documents, read_pieces
+from gpt2lab.data.paths import equal_files
 from gpt2lab.data.settings import PackSettings
 from gpt2lab.data.shards import MOST_IDS, Shards, read_shard, write_shard
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
@@ -37,6 +39,7 @@ from gpt2lab.files import atomic_write, locked_folder
 
 RECORD = "pack.json"
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
+SHOWN = 3  # of what was left out
 
 Progress = Callable[[str, int, int], None]
 Ids = npt.NDArray[np.uint16]
@@ -59,6 +62,8 @@ def pack(
     shard_tokens: int = PackSettings.shard_tokens,
     text_column: str = PackSettings.text_column,
     processes: int = PackSettings.processes,
+    exclude: Sequence[str] = (),
+    skip_unreadable: bool = False,
     progress: Progress | None = None,
 ) -> Shards:
     """Encode documents into shards, or go on with that.
@@ -74,6 +79,9 @@ def pack(
         shard_tokens: N of every shard but the last.
         text_column: where JSON objects and Parquet files have the text.
         processes: how many encode.
+        exclude: names and globs of files that are left out.
+        skip_unreadable: leave out files that cannot be read, and documents that have no text or an empty one; the
+            ``notes`` of the result count and name them.
         progress: called with what is being done, and bytes of the inputs done and in all.
 
     Raises:
@@ -81,10 +89,19 @@ def pack(
             there, and more than 65,536 ids. Complete shards stay.
     """
     inputs, out = [inputs] if isinstance(inputs, str | Path) else inputs, Path(out)
-    PackSettings(tokenizer, vocab_size, shard_tokens, text_column, processes)  # refuses what cannot be
-    files = find_documents(inputs)
-    if next(_pieces(files, text_column), None) is None:
-        raise InputError(f"there is no text in {', '.join(map(str, files[:5]))}; give documents to be packed")
+    PackSettings(  # refuses what cannot be
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        shard_tokens=shard_tokens,
+        text_column=text_column,
+        processes=processes,
+    )
+    files = find_documents(inputs, exclude, text_column)
+    left_out: dict[str, None] | None = {} if skip_unreadable else None  # in order, and each once
+    read = partial(_pieces, files, text_column, None if left_out is None else left_out.setdefault)
+    if next(read(), None) is None:
+        wrong = "; ".join((f"there is no text in {', '.join(map(str, files[:5]))}", *list(left_out or ())[:1]))
+        raise InputError(f"{wrong}; give documents to be packed")
     given = None if tokenizer in ("gpt2", *LEARNED) else load_tokenizer(tokenizer)
     options = {
         "tokenizer": tokenizer if given is None else given.fingerprint(),
@@ -92,6 +109,7 @@ def pack(
         "shard_tokens": shard_tokens,
         "text_column": text_column,
         "inputs": [str(path.absolute()) for path in files],
+        "skip_unreadable": skip_unreadable or None,  # older records have none
     }
     states = [[path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     record: dict[str, Any] = {"options": options, "states": states, "starts": [Place()], "finished": False}
@@ -101,7 +119,7 @@ def pack(
     else:
         if any(out.glob("*.bin")):
             raise InputError(f"{out} holds other .bin files already; choose another --out")
-        used = given or _make_tokenizer(tokenizer, vocab_size, files, text_column, progress)
+        used = given or _make_tokenizer(tokenizer, vocab_size, files, read(), progress)
         if used.vocab_size > MOST_IDS:
             raise InputError(
                 f"the tokenizer {tokenizer} has {used.vocab_size:,} ids, but a shard has 16 bits for each; use one of "
@@ -115,8 +133,9 @@ def pack(
         for remains in {*out.glob("*.tmp"), *out.glob("tokens_*.bin")} - set(_complete(out, starts)):
             remains.unlink()  # of a packing that was killed, or of inputs that changed
         if not record["finished"]:
-            pieces = _pieces(files, text_column, starts[-1])
-            with contextlib.closing(_encoded(pieces, files, out / "tokenizer.json", processes, progress)) as encoded:
+            with contextlib.closing(
+                _encoded(read(starts[-1]), files, out / "tokenizer.json", processes, progress)
+            ) as encoded:
                 stream = _Stream(encoded, starts[-1])
                 while stream.more():
                     write_shard(_path(out, len(starts) - 1), stream.take(shard_tokens))
@@ -124,7 +143,16 @@ def pack(
                     _save(out, record)
             record["finished"] = True
             _save(out, record)
-    return Shards(str(out), _complete(out, starts))
+    shards = Shards(str(out), _complete(out, starts))
+    shards.notes = (*equal_files(files), *_counted(list(left_out or ())))
+    return shards
+
+
+def _counted(left_out: list[str]) -> Iterator[str]:
+    """How much was left out, and the first of it."""
+    if left_out:
+        more = f"; and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
+        yield f"left out {len(left_out):,}: {'; '.join(left_out[:SHOWN])}{more}"
 
 
 class _Stream:
@@ -160,10 +188,15 @@ class _Stream:
             yield portion
 
 
-def _pieces(files: tuple[Path, ...], text_column: str, start: Place = Place()) -> Iterator[tuple[Place, Piece]]:  # noqa: B008
+def _pieces(
+    files: tuple[Path, ...],
+    text_column: str,
+    left_out: LeftOut | None,
+    start: Place = Place(),  # noqa: B008
+) -> Iterator[tuple[Place, Piece]]:
     for number, path in enumerate(files[start.input :], start.input):
         first = start.piece if number == start.input else 0
-        for piece_number, piece in itertools.islice(enumerate(read_pieces(path, text_column)), first, None):
+        for piece_number, piece in itertools.islice(enumerate(read_pieces(path, text_column, left_out)), first, None):
             yield Place(number, piece_number), piece
 
 
@@ -235,14 +268,18 @@ def _encode(tokenizer_file: Path, texts: list[str], continues: bool) -> Ids:
 
 
 def _make_tokenizer(
-    name: str, vocab_size: int, files: tuple[Path, ...], text_column: str, progress: Progress | None
+    name: str,
+    vocab_size: int,
+    files: tuple[Path, ...],
+    pieces: Iterator[tuple[Place, Piece]],
+    progress: Progress | None,
 ) -> Tokenizer:
     if name == "gpt2":
         return BPETokenizer.gpt2()
     sizes = [path.stat().st_size for path in files]
 
     def texts() -> Iterator[str]:
-        for place, piece in _pieces(files, text_column):
+        for place, piece in pieces:
             yield from piece.texts
             if progress is not None:
                 progress("learning the tokenizer", sum(sizes[: place.input]) + piece.position, sum(sizes))

@@ -1,14 +1,45 @@
-"""How documents are packed: the options of ``gpt2lab data pack``."""
+"""Which files are read, and how documents are packed: the options of ``gpt2lab data pack``."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 
 MOST_TOKENS = 2**31 - 1  # that the header of a shard can tell
 
 
+def parse_patterns(value: Any) -> tuple[str, ...]:
+    """The names and globs that are meant by ``"drafts,*.bak"`` or a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"exclude is {value!r}; give names or globs of files, several with commas: drafts,*.bak.txt")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
 @dataclass(frozen=True)
-class PackSettings:
+class FileSettings:
+    """Which of the files that are found are read."""
+
+    exclude: tuple[str, ...] = option(
+        (),
+        'names or globs of files and folders that are left out, such as "drafts" or "*.bak.txt".',
+        in_comparison="all",
+        on_resume=True,
+        parse=parse_patterns,
+        default="none",
+    )
+    skip_unreadable: bool = option(
+        False,
+        "leave out files that cannot be read, and documents without text, and name them; otherwise the first one ends "
+        "the work.",
+        in_comparison="all",
+        on_resume=True,
+    )
+
+
+@dataclass(frozen=True)
+class PackSettings(FileSettings):
     """How documents become shards."""
 
     tokenizer: str = option(

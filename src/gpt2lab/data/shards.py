@@ -9,7 +9,7 @@ import copy
 import functools
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2lab.data.corpora import cut
-from gpt2lab.data.paths import find_files
+from gpt2lab.data.paths import find_files, without
 from gpt2lab.data.settings import MOST_TOKENS
 from gpt2lab.data.tokenizers import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
@@ -110,6 +110,7 @@ class Shards:
         name: what the user called them.
         files: the shards.
         vocab_size: an id that is not below this is refused when it is read; see :meth:`of_vocabulary`.
+        notes: what there is to say about the texts that were packed, a sentence each.
 
     Raises:
         InputError: for a shard that is not whole (see :func:`read_shard`).
@@ -118,6 +119,7 @@ class Shards:
     def __init__(self, name: str, files: Iterable[Path]) -> None:
         self.name, self.files = name, tuple(files)
         self.vocab_size = MOST_IDS
+        self.notes: tuple[str, ...] = ()
         self._ends = np.cumsum([len(read_shard(path)) for path in self.files])
         self._modified = [path.stat().st_mtime_ns for path in self.files]
         self._start, self._stop = 0, int(self._ends[-1])
@@ -234,16 +236,20 @@ class Shards:
         return {"train": (0, first), "validation": (first, second), "test": (second, len(self))}
 
 
-def find_shards(text: str) -> Shards | None:
+def find_shards(text: str, exclude: Sequence[str] = ()) -> Shards | None:
     """Open the shards that a path means: a .bin file, a folder of them, or a glob; None if it means no .bin file.
 
-    They are ordered by name; but if they are called train, val and test, the parts come in this order.
+    Those that ``exclude`` names are left out. They are ordered by name; but if they are called train, val and test, the
+    parts come in this order.
 
     Raises:
         InputError: the path means shards and other files; some shards are called train or val and others are not; or
             one of the shards is damaged.
     """
     found = find_files(text, (".bin", ".txt"), recursive=False)
+    if not any(file.suffix.lower() == ".bin" for file in found):
+        return None
+    found = without(found, exclude)
     files = [file for file in found if file.suffix.lower() == ".bin"]
     if not files:
         return None

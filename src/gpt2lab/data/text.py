@@ -1,5 +1,6 @@
 """The text that a run works on: found, cut into parts, encoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2lab.data.corpora import SPLITS, Corpus, Split, open_corpus, split
@@ -34,6 +35,8 @@ class Text:
         validation_fraction: float = 0.05,
         test_fraction: float = 0.05,
         text_sha256: str | None = None,
+        exclude: Sequence[str] = (),
+        skip_unreadable: bool = False,
     ) -> "Text":
         """Find the text, cut it, and fit the tokenizer.
 
@@ -45,12 +48,14 @@ class Text:
             validation_fraction: share before the test part.
             test_fraction: share at the end.
             text_sha256: what the hash of the text has to be; None: anything.
+            exclude: names and globs of files that are left out.
+            skip_unreadable: leave out files that are not UTF-8 text.
 
         Raises:
             InputError: no such text, another one than the hash says, or one that is too short to be cut.
         """
-        shards = find_shards(text) if text and corpus is None else None
-        found = open_corpus(corpus, text) if shards is None else shards
+        shards = find_shards(text, exclude) if text and corpus is None else None
+        found = open_corpus(corpus, text, exclude, skip_unreadable) if shards is None else shards
         if text_sha256 not in (None, found.sha256):
             raise InputError(
                 f"the text {found.name} is not the one that was trained on (its SHA-256 differs); bring that back, or "
@@ -90,10 +95,14 @@ class Text:
             raise InputError(f"the {part} part of {self.corpus.name} is too short: {error} (--context-size)") from None
 
     def describe(self) -> str:
-        """One line for the screen."""
-        size = self.parts["test"][1]
-        unit = f"tokens in {counted(len(self.corpus.files), 'shard')}" if isinstance(self.corpus, Shards) else "bytes"
+        """What it is, in a line, and a line for each thing that there is to say about its files."""
+        size, files = self.parts["test"][1], len(self.corpus.files)
+        if isinstance(self.corpus, Shards):
+            unit = f"tokens in {counted(files, 'shard')}"
+        else:
+            unit = "bytes" if files == 1 else f"bytes in {counted(files, 'file')}"
         shares = " · ".join(
             f"{name} {stop - start:,} ({(stop - start) / size:.0%})" for name, (start, stop) in self.parts.items()
         )
-        return f"{self.corpus.name}: {size:,} {unit}, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
+        line = f"{self.corpus.name}: {size:,} {unit}, in order: {shares} · {self.tokenizer.vocab_size:,} token ids"
+        return "\n".join((line, *(f"note: {note}" for note in self.corpus.notes)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
+from gpt2lab.data.settings import FileSettings
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.options import check, given_options, option, options_of, part, spelled
@@ -24,7 +25,7 @@ Which = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(FileSettings):
     """What is read."""
 
     corpus: CorpusName | None = option(
