@@ -3,6 +3,7 @@ import os
 import random
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gpt2lab.data import (
 from gpt2lab.data import tokenizers as tokenizers_module
 from gpt2lab.data.corpora import package_files
 from gpt2lab.errors import InputError
+from tests.conftest import LONG
 from tests.data.conftest import AWKWARD, awkward_text
 
 MakeCorpus = Callable[..., Corpus]
@@ -287,8 +289,13 @@ def test_ctrl_c_ends_the_learning_at_once() -> None:
         while True:
             yield "more words " * 1000
 
-    with pytest.raises(KeyboardInterrupt):
-        BPETokenizer.train(texts(), 300)
+    before = threading.active_count()
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            BPETokenizer.train(texts(), 300)
+    for thread in threading.enumerate()[before:]:
+        thread.join(LONG)
+    assert threading.active_count() == before  # nothing goes on reading
 
 
 # Loading

@@ -252,8 +252,8 @@ def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: I
             failed.append(error)
 
     thread = threading.Thread(target=learn, daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.1)
     finally:
