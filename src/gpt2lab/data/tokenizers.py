@@ -233,7 +233,8 @@ def _known(ids: Iterable[int], vocab_size: int) -> list[int]:
 
 def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: Iterable[str]) -> None:
     """Learn merges in a thread of its own, because the library does not look for Ctrl-C."""
-    ended, failed = threading.Event(), []
+    learned, left = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
 
     def words() -> Iterator[str]:
         for text in texts:
@@ -242,7 +243,7 @@ def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: I
                 yield text[start : run.end()]
                 start = run.end()
             yield text[start:]
-            if ended.is_set():
+            if left.is_set():
                 raise InterruptedError
 
     def learn() -> None:
@@ -250,14 +251,14 @@ def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: I
             backend.train_from_iterator(words(), trainer)
         except BaseException as error:  # it is raised below, where someone waits
             failed.append(error)
+        learned.set()
 
-    thread = threading.Thread(target=learn, daemon=True)
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        threading.Thread(target=learn, daemon=True).start()
+        while not learned.wait(0.1):
+            pass
     finally:
-        ended.set()
+        left.set()
     if failed:
         raise failed[0]
 
