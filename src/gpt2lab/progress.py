@@ -1,6 +1,8 @@
 """How long work tells how far it has come: by a callback, which a terminal, a notebook or a server shows in its way."""
 
 import contextlib
+import io
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -15,7 +17,13 @@ def counted(number: int, thing: str) -> str:
 
 
 def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """Where text is printed as it is: brackets and colons in a name are no markup, and a path can be copied."""
+    """Where text is printed as it is: brackets and colons in a name are no markup, and a path can be copied.
+
+    A character that the output's encoding has not becomes a question mark.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
     return Console(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 

@@ -1,7 +1,9 @@
 """``gpt2lab generate``: text that goes on from the prompt, live, and the same again with the same seed."""
 
 import json
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import torch
 
 from gpt2lab.generation import generate
 from gpt2lab.training import load
-from tests.cli.conftest import TINY, Command, program, start
+from tests.cli.conftest import TINY, Command, assert_one_sentence, environment, program, start
 from tests.conftest import LONG
+from tests.warm import warm_python
 
 
 def test_text_begins_with_the_prompt_and_is_what_the_library_writes(modern: Path, command: Command) -> None:
@@ -82,7 +85,38 @@ def test_a_full_context_is_told_once_on_stderr_and_the_text_goes_on(original: Pa
     done = program("generate", original, "--prompt", "the ", "--tokens", 60)
     assert done.code == 0
     assert 40 < len(done.out.removesuffix("\n")) <= 64  # <|endoftext|>, which a young model still writes, is not shown
+    assert done.err.startswith("note: the context of ")
     assert done.err.count("the oldest half is dropped") == 1
+
+
+def test_a_note_stands_behind_the_text_where_both_go_to_one_screen(original: Path) -> None:
+    command = [warm_python(), "-m", "gpt2lab", "generate", original, "--prompt", "the ", "--tokens", "60"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), check=True)
+    text, note = done.stdout.decode().split("note: ")
+    assert text.endswith("\n")
+    assert note.startswith("the context of ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_an_output_of_any_encoding_can_be_written_to(original: Path, encoding: str, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "日本")
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "gpt2lab", "runs", tmp_path, *options]
+        coded = environment() | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+        done = subprocess.run(command, capture_output=True, env=coded, check=True)
+        assert done.stderr == b""
+        if options:
+            assert [Path(run["folder"]).name for run in json.loads(done.stdout)] == ["日本"]
+        else:
+            assert b"??" in done.stdout
+
+
+def test_a_text_ends_at_the_stop(modern: Path, command: Command) -> None:
+    options = ["--prompt", "the ", "--tokens", 100, "--seed", 3]
+    whole = command("generate", modern, *options).out
+    done = command("generate", modern, *options, "--stop", "e ")
+    assert done.out == "the " + whole.removeprefix("the ").partition("e ")[0] + "\n"
+    assert_one_sentence(command("generate", modern, "--stop", ""), "--stop is empty")
 
 
 def test_without_a_prompt_a_text_without_line_breaks_can_be_gone_on_from(command: Command, tmp_path: Path) -> None:

@@ -105,6 +105,30 @@ def test_a_corpus_is_encoded_once_and_again_only_when_text_or_tokenizer_changed(
     assert encode("abc", " abc") > 0
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[:200],
+        lambda content: b"",
+        lambda content: b"other" * 100,
+        lambda content: content[:-40] + bytes(4) + content[-36:],  # ids that are zeros
+        lambda content: content[:-33] + bytes([content[-33] ^ 1]) + content[-32:],
+        lambda content: content[:-32],  # as older versions wrote it
+    ],
+)
+def test_a_damaged_file_of_the_cache_is_made_again(
+    cache: Path, make_corpus: MakeCorpus, damage: Callable[[bytes], bytes]
+) -> None:
+    corpus, letters = make_corpus("abc abc bca " * 9), CharTokenizer("abc ")
+    right = np.array(encode_corpus(corpus, letters, 0, corpus.size))
+    (file,) = (cache / "encoded").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    assert encode_corpus(corpus, letters, 0, corpus.size).tolist() == right.tolist()
+    assert file.read_bytes() == content
+
+
 def test_a_text_that_cannot_be_encoded_leaves_nothing_in_the_cache(cache: Path, make_corpus: MakeCorpus) -> None:
     corpus = make_corpus("abc " * 1_000_000 + "X")
     with pytest.raises(InputError, match="'X'"):

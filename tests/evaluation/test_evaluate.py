@@ -86,6 +86,17 @@ def test_a_uniform_model_needs_the_logarithm_of_its_vocabulary() -> None:
     assert found.bits_per_character == pytest.approx(math.log2(5), abs=1e-6)
 
 
+def test_the_perplexity_of_a_model_that_diverged_is_infinite() -> None:
+    text = "abcd" * 20
+    tokenizer = CharTokenizer(text)
+    model = make_model(tokenizer.vocab_size)
+    with torch.no_grad():
+        model.embeddings.token.weight.copy_(model.embeddings.token.weight * 1e6)
+    found = evaluate(model, tokenizer.encode(text), tokenizer)
+    assert found.loss > 710
+    assert found.perplexity == math.inf
+
+
 @pytest.mark.parametrize("context", [1, 4, 17])
 def test_other_contexts_are_measured_with_windows_of_that_size(context: int) -> None:
     tokenizer = CharTokenizer(NON_ASCII)

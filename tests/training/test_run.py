@@ -1,6 +1,7 @@
 """``gpt2lab.train``: the main job, called from Python."""
 
 import inspect
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,58 @@ def test_a_second_ctrl_c_ends_at_once_and_says_where_the_last_checkpoint_is(rhym
     first = 3
     with pytest.raises(KeyboardInterrupt, match=r"run/checkpoints/step-\d+; gpt2lab train --resume .*run goes on"):
         gpt2lab.train(out=tmp_path / "run", progress=stop_twice, **options)
+
+
+# Documents
+
+
+@pytest.fixture(scope="module")
+def on_documents(rhyme: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on short documents, which knows where they end."""
+    folder = tmp_path_factory.mktemp("documents")
+    lines = rhyme.splitlines()[:120]
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines), encoding="utf-8")
+    gpt2lab.pack(folder / "lines.jsonl", folder / "shards", "char")
+    return gpt2lab.train(
+        text=str(folder / "shards"), max_steps=60, out=folder / "run", position="rope", progress=lambda _: None, **SIZES
+    )
+
+
+def test_a_text_of_a_run_on_documents_begins_with_one_and_can_end_with_it(on_documents: Run) -> None:
+    written = gpt2lab.generate(on_documents.folder, tokens=300, seed=1)
+    model, tokenizer = load(on_documents.folder)
+    end = tokenizer.end_of_text
+    ids = gpt2lab.generate(model, torch.tensor([[end]]), 300, temperature=0.8, seed=1)[0, 1:].tolist()
+    assert (written.prompt, written.texts) == ("", [tokenizer.decode(ids)])
+    assert end in ids
+    ended = gpt2lab.generate(on_documents.folder, tokens=300, seed=1, stop="<|endoftext|>")
+    assert ended.texts == [tokenizer.decode(ids[: ids.index(end)])]
+    assert ended.tokens == ids.index(end) + 1
+    assert gpt2lab.generate(on_documents.folder, prompt="the ", tokens=5).prompt == "the "
+
+
+def test_each_text_ends_at_its_own_stop(trained: tuple[Run, list[Record]]) -> None:
+    folder = trained[0].folder
+    options: dict[str, Any] = {"prompt": "the ", "tokens": 80, "num_samples": 4, "seed": 5}
+    whole = gpt2lab.generate(folder, **options)
+    stopped = gpt2lab.generate(folder, stop="e ", **options)
+    assert stopped.texts == [text.partition("e ")[0] for text in whole.texts]
+    assert len({len(text) for text in stopped.texts}) > 1
+    assert stopped.tokens <= whole.tokens == 80
+    with pytest.raises(InputError, match="--stop is empty"):
+        gpt2lab.generate(folder, stop="")
+
+
+def test_a_model_is_not_trained_further_with_another_tokenizer(
+    trained: tuple[Run, list[Record]], rhyme_file: Path, tmp_path: Path
+) -> None:
+    further: dict[str, Any] = {"text": str(rhyme_file), "max_steps": 1, "init_from": trained[0].folder}
+    for options, words in (
+        ({"tokenizer": "gpt2"}, "tokenizer, which is char"),
+        ({"tokenizer": "bpe"}, "tokenizer, which is char"),
+        ({"vocab_size": 300}, "vocab_size, which is"),
+    ):
+        with pytest.raises(InputError, match=f"--init-from keeps the tokenizer of the model; leave out {words}"):
+            gpt2lab.train(out=tmp_path / "run", **options, **further)
+    assert not (tmp_path / "run").exists()
+    gpt2lab.train(out=tmp_path / "run", tokenizer="char", progress=lambda _: None, **further)

@@ -1,6 +1,5 @@
 """``gpt2lab evaluate``."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt2lab.cli.options import given, with_flags
-from gpt2lab.cli.screen import console, errors
+from gpt2lab.cli.screen import console, errors, print_json
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.settings import EvaluateSettings
 from gpt2lab.plots import name_in_plot, new_plot, save_plot
@@ -50,7 +49,7 @@ def evaluate(
     with shown(errors) as progress:
         results = {str(run): evaluate_run(run, progress=progress, **given(options)) for run in runs}
     if json_output:
-        print(json.dumps({run: found.to_dict() for run, found in results.items()}, indent=2))
+        print_json({run: found.to_dict() for run, found in results.items()})
     else:
         print_tables(results)
     if plot is not None:

@@ -1,6 +1,5 @@
 """``gpt2lab generate``."""
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gpt2lab.cli.options import given, with_flags
-from gpt2lab.cli.screen import console, errors
+from gpt2lab.cli.screen import console, errors, print_json
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import TEMPERATURE, GenerateSettings
 
@@ -36,7 +35,8 @@ def generate(
     interrupted = False
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *_: errors.print(f"\\[note: {message}]", style="dim")
+        notes: list[str] = []  # for the end, since the middle of a text is no place for them
+        warnings.showwarning = lambda message, *_: notes.append(f"note: {message}")
         writing = Writing(run, **given(options))
         live = not json_output and writing.asked.num_samples == 1
         if live:
@@ -50,15 +50,20 @@ def generate(
     written = writing.written
     if json_output:
         told = {"prompt": written.prompt, "texts": written.texts, "seconds": written.seconds}
-        print(json.dumps(told, ensure_ascii=False, indent=2))
+        print_json(told)
     elif live:
         print()
     else:
         for number, text in enumerate(written.texts, 1):
             console.rule(f"{number} of {len(written.texts)}")
             print(written.prompt + text)
+    for note in notes:
+        errors.print(note, style="dim")
     if not json_output and sys.stderr.isatty():
-        count = written.tokens * len(written.texts)
-        each = 1000 * written.seconds / max(1, count)
-        errors.print(f"{count} tokens in {written.seconds:.1f} s, {each:.2f} ms each", style="dim")
+        each = 1000 * written.seconds / max(1, written.tokens)
+        several = len(written.texts) > 1
+        what = f"{len(written.texts)} texts of up to {written.tokens} tokens" if several else f"{written.tokens} tokens"
+        errors.print(
+            f"{what} in {written.seconds:.1f} s, {each:.2f} ms {'a token of all' if several else 'each'}", style="dim"
+        )
     return 130 if interrupted else 0

@@ -1,6 +1,5 @@
 """``gpt2lab judge``."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +45,7 @@ def judge(
     json_output
         Print JSON instead of a table.
     """
+    from gpt2lab.cli.screen import errors, print_json
     from gpt2lab.comparison.judge import judge as judge_results
 
     with warnings.catch_warnings(action="ignore"):  # they are printed below
@@ -53,10 +53,8 @@ def judge(
             *results, baseline=baseline, pair=pair, value=value, arm=arm, higher_is_better=higher_is_better
         )
     if json_output:
-        print(json.dumps(found.to_dict(), indent=2))
+        print_json(found.to_dict())
     else:
-        from gpt2lab.cli.screen import errors
-
         print(found.table())
         for message in found.warnings:
             errors.print(f"note: {message}")

@@ -1,7 +1,6 @@
 """``gpt2lab plan``: what a training would need, before anything is rented or started."""
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -9,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gpt2lab.cli.options import given, with_flags
-from gpt2lab.cli.screen import console, errors
+from gpt2lab.cli.screen import console, errors, print_json
 from gpt2lab.options import options_of
 from gpt2lab.planning.settings import PlanSettings
 from gpt2lab.runs.settings import ModelSettings
@@ -40,7 +39,7 @@ def plan(*, json_output: Annotated[bool, Parameter(name="--json", negative=())] 
     with errors.status("adding up"):
         planned = plan_ways(**asked)
     if json_output:
-        print(json.dumps(planned.to_dict(), indent=2))
+        print_json(planned.to_dict())
     else:
         tell(planned, "batch_size" not in asked)
     return 1 if planned.command is None else 0

@@ -1,13 +1,12 @@
 """``gpt2lab report``: what a comparison found, as a page, a table and data."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from gpt2lab.cli.screen import console
+from gpt2lab.cli.screen import console, print_json
 from gpt2lab.comparison.arms import typed_arms
 from gpt2lab.comparison.settings import Options
 from gpt2lab.errors import InputError
@@ -64,7 +63,7 @@ def tell(found: "Comparison", json_output: bool) -> None:
     if json_output:
         verdicts = [dataclasses.asdict(verdict) for verdict in found.verdicts]
         told = {"folder": str(found.folder), "verdicts": verdicts, "failed": dict(found.failed)}
-        print(json.dumps(told | {"unfinished": found.results.unfinished}, indent=2))
+        print_json(told | {"unfinished": found.results.unfinished})
         return
     about = f"test loss against {found.results.settings.baseline}, nats per token:"
     lines = ["", about, *(f"  {answer}" for answer in found.answers()), "", found.losses(), ""]

@@ -1,7 +1,6 @@
 """``gpt2lab runs``."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gpt2lab.cli.screen import console, errors
+from gpt2lab.cli.screen import console, errors, print_json
 from gpt2lab.errors import InputError
 
 
@@ -33,7 +32,7 @@ def runs(
     found = [*runs_below(folder)]
     whole = [run for run in found if not isinstance(run, InputError)]
     if json_output:
-        print(json.dumps([dataclasses.asdict(run) | {"folder": str(run.folder)} for run in whole], indent=2))
+        print_json([dataclasses.asdict(run) | {"folder": str(run.folder)} for run in whole])
     elif whole:
         table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column(f"run in {folder}", overflow="fold")

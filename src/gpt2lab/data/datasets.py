@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ def encode_corpus(
     """Ids of the part [start, stop) of a corpus, with ``<|endoftext|>`` between files.
 
     They are kept in the cache folder, by the hash of the text and of the tokenizer, and encoded only if they are
-    not there. Neither text nor ids have to fit in memory.
+    not there, or damaged. Neither text nor ids have to fit in memory.
 
     Args:
         progress: called after every piece that is encoded, with the bytes of text done so far.
@@ -44,7 +46,8 @@ def encode_corpus(
         for piece in document:
             digest.update(piece.encode())
     path = cache_dir() / "encoded" / f"{digest.hexdigest()[:32]}.npy"
-    if not path.exists():
+    tokens = _cached(path)
+    if tokens is None:
         path.parent.mkdir(exist_ok=True)
         done = 0
         with atomic_write(path) as file:
@@ -52,22 +55,43 @@ def encode_corpus(
             header = {"descr": dtype.str, "fortran_order": False, "shape": (0,)}
             np.lib.format.write_array_header_1_0(file, header)
             first_token = file.tell()
+            written = hashlib.sha256()
+
+            def write(ids: npt.NDArray[np.integer[Any]]) -> None:
+                file.write(ids.astype(dtype).tobytes())
+                written.update(ids.astype(dtype).tobytes())
+
             for number, document in enumerate(corpus.documents(start, stop)):
                 if number > 0:
-                    file.write(dtype.type(tokenizer.end_of_text).tobytes())
+                    write(np.array([tokenizer.end_of_text]))
                 for piece in document:
                     try:
-                        file.write(tokenizer.encode(piece).astype(dtype).tobytes())
+                        write(tokenizer.encode(piece))
                     except InputError as error:
                         raise InputError(f"in {corpus.name}, counted from byte {start + done}: {error}") from None
                     done += len(piece.encode())
                     if progress is not None:
                         progress(done)
             num_tokens = (file.tell() - first_token) // dtype.itemsize
+            file.write(written.digest())  # behind the ids, where no reader of .npy files looks
             file.seek(0)
             np.lib.format.write_array_header_1_0(file, header | {"shape": (num_tokens,)})
-    tokens: Tokens = np.load(path, mmap_mode="r")
+        tokens = _cached(path)
+        assert tokens is not None
     return tokens
+
+
+def _cached(path: Path) -> npt.NDArray[np.integer[Any]] | None:
+    """The ids in a file of the cache; None if there is no such file, or if it is not as it was written."""
+    digest = hashlib.sha256().digest_size
+    try:
+        with path.open("rb") as file:
+            file.seek(-digest, os.SEEK_END)
+            written = file.read()
+        tokens: npt.NDArray[np.integer[Any]] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return tokens if hashlib.sha256(tokens.data).digest() == written else None
 
 
 def _token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -74,6 +74,13 @@ class Text:
             fitted = BPETokenizer.train(found.chunks(*parts["train"]), vocab_size)
         return cls(found, fitted, parts)
 
+    @property
+    def documents(self) -> bool:
+        """Whether there are several documents, each but the first after an ``<|endoftext|>``."""
+        if isinstance(self.corpus, Shards):
+            return bool(self.corpus[0] == self.tokenizer.end_of_text)  # packed documents begin so
+        return len(self.corpus.files) > 1
+
     def tokens(self, part: Split | None = None, progress: Progress | None = None) -> Tokens:
         """Ids of a part, or of everything; ``progress`` hears of the bytes that are encoded."""
         if part not in (None, *SPLITS):

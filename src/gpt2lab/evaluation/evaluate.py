@@ -82,14 +82,15 @@ def evaluate(
             num_bytes += int(tokenizer.byte_lengths[targets].sum())
             if progress is not None:
                 progress(int(counts.sum()))
-    total, predicted = nats.sum().item(), int(counts.sum())
+    total, predicted = nats.sum(), int(counts.sum())
+    bits = total.item() / math.log(2)
     return Evaluation(
         context_size=T,
         tokens=predicted,
-        loss=total / predicted,
-        perplexity=math.exp(total / predicted),
-        bits_per_character=total / math.log(2) / max(1, characters),
-        bits_per_byte=total / math.log(2) / max(1, num_bytes),
+        loss=(total / predicted).item(),
+        perplexity=(total / predicted).exp().item(),  # inf where math.exp would raise
+        bits_per_character=bits / max(1, characters),
+        bits_per_byte=bits / max(1, num_bytes),
         accuracy=correct / predicted,
         loss_by_position=(nats / counts).tolist(),
     )

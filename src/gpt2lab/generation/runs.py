@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from gpt2lab.data import END_OF_TEXT
 from gpt2lab.errors import InputError
+from gpt2lab.generation.engine import Engine
 from gpt2lab.generation.generate import generate as generate_ids
-from gpt2lab.generation.generate import stream
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings
 from gpt2lab.generation.text import Decoder
@@ -20,7 +21,7 @@ from gpt2lab.model import GPT2
 from gpt2lab.options import given_options, method_taking, part
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import Which
+from gpt2lab.runs.settings import RunSettings, Which
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Written:
     Attributes:
         prompt: what it went on from.
         texts: the continuations.
-        tokens: how many tokens each of them has.
+        tokens: how many tokens the longest of them has; each, if ``stop`` ended none.
         seconds: of writing, without loading.
     """
 
@@ -53,9 +54,14 @@ class Writing:
         self.sampling = Sampling(**part(options, Sampling))
         self.model, self.tokenizer = load(run, attention=load_attention(asked.attention), checkpoint=asked.checkpoint)
         self.model.to(choose_device(asked.device))
-        newline = "\n" if "\n" in getattr(self.tokenizer, "stoi", "\n") else self.tokenizer.decode([0])
-        self.prompt = newline if asked.prompt is None else asked.prompt
-        self.ids = torch.from_numpy(self.tokenizer.encode(self.prompt))
+        if asked.prompt is None and _knows_documents(run):
+            self.prompt, self.ids = "", torch.tensor([self.tokenizer.end_of_text])
+        else:
+            newline = "\n" if "\n" in getattr(self.tokenizer, "stoi", "\n") else self.tokenizer.decode([0])
+            self.prompt = newline if asked.prompt is None else asked.prompt
+            self.ids = torch.from_numpy(self.tokenizer.encode(self.prompt))
+        if asked.stop == "":
+            raise InputError("--stop is empty; give at least one character, or <|endoftext|>")
         if len(self.ids) == 0:
             raise InputError("--prompt is empty; give at least one character, such as a line break")
         self._pieces: list[list[str]] = []  # by step
@@ -63,12 +69,24 @@ class Writing:
 
     def __iter__(self) -> Iterator[list[str]]:
         """What each step adds to every text, which is nothing while a character is incomplete."""
-        decoders = [Decoder(self.tokenizer) for _ in range(self.asked.num_samples)]
+        stop, rows = self.asked.stop, range(self.asked.num_samples)
+        at_end = stop == END_OF_TEXT
+        decoders = [Decoder(self.tokenizer, None if at_end else stop) for _ in rows]
+        engine = Engine(self.model, max_rows=len(rows))
+        for row in rows:
+            own = replace(self.sampling, seed=self.sampling.seed + row)
+            ends = [[self.tokenizer.end_of_text]] if at_end else []
+            engine.add(self.ids, own, max_tokens=self.asked.tokens, stop=ends)
         started = time.perf_counter()
-        for ids in stream(self.model, [self.ids] * len(decoders), self.asked.tokens, self.sampling):
-            self._pieces.append([decoder.add(int(id_)) for decoder, id_ in zip(decoders, ids, strict=True)])
+        while engine.rows:
+            pieces = [""] * len(rows)
+            for token in engine.step():
+                pieces[token.row] = decoders[token.row].add(token.id)
+                if decoders[token.row].ended:
+                    engine.remove(token.row)
+            self._pieces.append(pieces)
             self._tokens, self._seconds = self._tokens + 1, time.perf_counter() - started
-            yield self._pieces[-1]
+            yield pieces
         self._pieces.append([decoder.end() for decoder in decoders])
         yield self._pieces[-1]
 
@@ -77,6 +95,12 @@ class Writing:
         """What there is so far."""
         texts = ["".join(pieces) for pieces in zip(*self._pieces, strict=True)] or [""] * self.asked.num_samples
         return Written(self.prompt, texts, self._tokens, self._seconds)
+
+
+def _knows_documents(run: str | Path) -> bool:
+    """Whether a run was trained on several documents, so that <|endoftext|> begins one."""
+    path = Path(run) / "config.yaml"
+    return path.exists() and RunSettings.read(path).data.documents is True
 
 
 @method_taking(GenerateOptions, first="run")
@@ -108,6 +132,7 @@ def generate(
     *,
     prompt: str | None = None,
     tokens: int = 500,
+    stop: str | None = None,
     num_samples: int = 1,
     checkpoint: Which = "best",
     attention: str | type | None = None,

@@ -14,8 +14,17 @@ TEMPERATURE = 0.8  # of a run's texts; a model's own distribution, at 1, wanders
 class GenerateSettings(LoadSettings):
     """What is written."""
 
-    prompt: str | None = option(None, "text to go on from.", default="a line break")
+    prompt: str | None = option(
+        None,
+        "text to go on from.",
+        default="the beginning of a document, if the model was trained on several, or a line break",
+    )
     tokens: int = option(500, "how many tokens to write.", least=1)
+    stop: str | None = option(
+        None,
+        "text at which the writing ends, and which is left out; <|endoftext|> is the end of a document.",
+        default="none",
+    )
     num_samples: int = option(1, "how many texts, all from the same prompt.", least=1)
 
 

@@ -6,16 +6,43 @@ from gpt2lab.data import Tokenizer
 
 
 class Decoder:
-    """Text of one id after the other; a character that several ids spell appears with the last of them."""
+    """Text of one id after the other; a character that several ids spell appears with the last of them.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        tokenizer: what the ids are of.
+        stop: a text that ends this one, and is not part of it. What may be its beginning is held back.
+
+    Attributes:
+        ended: whether it has occurred. Nothing is added after that.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
         self.tokenizer = tokenizer
+        self.ended = False
+        self._stop = stop
+        self._held = ""
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
         """The text that this id completes."""
-        return self._utf8.decode(self.tokenizer.token_bytes[token])
+        return self._shown(self._utf8.decode(self.tokenizer.token_bytes[token]))
 
     def end(self) -> str:
         """What is left: U+FFFD where the last ids began a character that nothing completed."""
-        return self._utf8.decode(b"", final=True)
+        left = self._shown(self._utf8.decode(b"", final=True))
+        held, self._held = self._held, ""
+        return left + held
+
+    def _shown(self, new: str) -> str:
+        """What of the text so far can be shown, with what is new."""
+        if self.ended or not self._stop:
+            return "" if self.ended else new
+        text = self._held + new
+        before, found, _ = text.partition(self._stop)
+        if found:
+            self.ended, self._held = True, ""
+            return before
+        longest = min(len(text), len(self._stop) - 1)
+        begun = next((n for n in range(longest, 0, -1) if text.endswith(self._stop[:n])), 0)
+        self._held = text[len(text) - begun :]
+        return text[: len(text) - begun]

@@ -159,7 +159,9 @@ def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Whi
 
 def open_text(data: DataSettings, tokenizer: Tokenizer | None = None) -> Text:
     """The text that settings name, with the tokenizer of a run, or with one that is fitted on it."""
-    return Text.open(**(asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})))
+    options = asdict(data) | ({} if tokenizer is None else {"tokenizer": tokenizer})
+    del options["documents"]  # which is found out
+    return Text.open(**options)
 
 
 def checkpoints_of(run: Path) -> list[Path]:

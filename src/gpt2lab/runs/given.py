@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2lab.config import variant_switches
+from gpt2lab.data import CharTokenizer, Tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.options import declared, given_options, options_of
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint
@@ -18,6 +19,8 @@ from gpt2lab.runs.settings import (
     TrainerConfig,
     read_settings,
 )
+
+GPT2_IDS = 50_257
 
 
 def merged_with_file(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,3 +86,12 @@ def refuse_another_model(option: str, options: Mapping[str, Any], settled: Model
             changed.append("variant")
     if changed:
         raise InputError(f"{option} keeps the model as it is; leave out {', '.join(changed)}")
+
+
+def refuse_another_tokenizer(option: str, options: Mapping[str, Any], settled: Tokenizer) -> None:
+    """Refuse options that ask for another tokenizer than a model has."""
+    kind = "char" if isinstance(settled, CharTokenizer) else "gpt2" if settled.vocab_size == GPT2_IDS else "bpe"
+    has = {"tokenizer": kind, "vocab_size": settled.vocab_size}
+    changed = [f"{name}, which is {has[name]}" for name in has if options.get(name, has[name]) != has[name]]
+    if changed:
+        raise InputError(f"{option} keeps the tokenizer of the model; leave out {', '.join(changed)}")

@@ -70,6 +70,13 @@ class DataSettings(FileSettings):
         "for the one that was trained on. For shards it is made of their sizes, beginnings and ends.",
         in_comparison="all",
     )
+    documents: bool | None = option(
+        None,
+        "whether the text has several documents, with <|endoftext|> between them. A run folder records it.",
+        in_comparison="all",
+        on_resume=True,
+        flag=False,
+    )
 
     def __post_init__(self) -> None:
         check(self)

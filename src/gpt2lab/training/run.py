@@ -33,7 +33,7 @@ from gpt2lab.model.saving import TOKENIZER, read_config
 from gpt2lab.options import given_options, taking
 from gpt2lab.progress import plain_console, shown
 from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
-from gpt2lab.runs.given import merged_with_file, refuse_another_model
+from gpt2lab.runs.given import merged_with_file, refuse_another_model, refuse_another_tokenizer
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
@@ -189,6 +189,7 @@ def _set_up(
         network, tokenizer = load(settings.init_from, attention=attention)
         config = network.config
         refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
+        refuse_another_tokenizer("--init-from", options, tokenizer)
         if checkpoints_of(Path(settings.init_from)):  # else it is a saved model, which knows of no settings
             learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
             data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
@@ -222,7 +223,7 @@ def _set_up(
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     precise, compiled = trainer.precision == torch.bfloat16, trainer.compiled
     training = replace(training, precision="bfloat16" if precise else "float32", compile="yes" if compiled else "no")
-    data = replace(data, text_sha256=text.corpus.sha256)
+    data = replace(data, text_sha256=text.corpus.sha256, documents=text.documents)
     return trainer, text, RunSettings(data, described, training, settings.init_from)
 
 
