@@ -1,5 +1,6 @@
 """``gpt2lab.train``: the main job, called from Python."""
 
+import datetime
 import inspect
 import json
 import signal
@@ -146,6 +147,37 @@ def test_a_second_ctrl_c_ends_at_once_and_says_where_the_last_checkpoint_is(rhym
     first = 3
     with pytest.raises(KeyboardInterrupt, match=r"run/checkpoints/step-\d+; gpt2lab train --resume .*run goes on"):
         gpt2lab.train(out=tmp_path / "run", progress=stop_twice, **options)
+
+
+# The run folder
+
+
+def test_trainings_that_begin_in_the_same_second_have_folders_of_their_own(
+    rhyme_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Clock":
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    folders = [
+        gpt2lab.train(text=str(rhyme_file), max_steps=1, progress=lambda _: None, **SIZES).folder for _ in range(3)
+    ]
+    names = ["modern-20260102-030405", "modern-20260102-030405-2", "modern-20260102-030405-3"]
+    assert folders == [Path("runs") / name for name in names]
+    with pytest.raises(InputError):
+        gpt2lab.train(text="nothing.txt", **SIZES)
+    assert sorted(path.name for path in Path("runs").iterdir()) == names
+
+
+def test_samples_are_written_though_the_picture_cannot_be_drawn(rhyme_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "loss.svg").mkdir(parents=True)  # nothing can take its name
+    with pytest.warns(UserWarning, match=r"loss\.svg could not be drawn"):
+        run = gpt2lab.train(text=str(rhyme_file), max_steps=1, out=tmp_path / "run", progress=lambda _: None, **SIZES)
+    assert (run.folder / "samples.txt").read_text(encoding="utf-8").startswith("step 1, temperature 0.8:\n")
+    assert run.loss is not None
 
 
 # Documents

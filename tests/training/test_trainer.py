@@ -468,6 +468,20 @@ def test_tensorboard_reads_back_what_was_recorded(make_trainer: MakeTrainer, tmp
         assert [value for _, value in scalars] == pytest.approx([value for _, value in expected], rel=1e-6)
 
 
+def test_tensorboard_shows_each_step_once_where_a_crash_lost_some(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for last, steps in ((0, (10, 20, 30)), (20, (30, 40))):  # it crashed after 30, and the last checkpoint was at 20
+        write = tensorboard_sink(tmp_path, last)
+        for step in steps:
+            write({"step": step, "loss": step + last})
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    shown = [(event.step, event.value) for event in accumulator.Scalars("loss")]
+    assert shown == [(10, 10), (20, 20), (30, 50), (40, 60)]
+
+
 def test_outside_a_terminal_a_plain_line_is_printed_at_every_validation(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     trainer.train()

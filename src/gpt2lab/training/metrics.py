@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -57,14 +58,19 @@ def read_metrics(path: Path) -> list[Record]:
     return records
 
 
-def tensorboard_sink(folder: Path) -> Sink:
-    """Records as TensorBoard scalars."""
+def tensorboard_sink(folder: Path, step: int = 0) -> Sink:
+    """Records as TensorBoard scalars.
+
+    Args:
+        folder: where the event files are.
+        step: the last step of what goes on. What was recorded after it, before a crash, is not shown.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard needs a package that is not installed; run: pip install tensorboard") from None
 
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(record: Record) -> None:
         for name, value in record.items():
@@ -75,14 +81,18 @@ def tensorboard_sink(folder: Path) -> Sink:
 
 
 def wandb_sink(project: str, folder: Path, settings: dict[str, Any]) -> Sink:
-    """Records as a Weights & Biases run."""
+    """Records as a Weights & Biases run, which a run that goes on has kept the name of."""
     try:
         import wandb
     except ImportError:
         raise InputError("--wandb needs a package that is not installed; run: pip install wandb") from None
 
     folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(project=project, dir=str(folder), config=settings)
+    kept = folder / ".wandb"
+    if not kept.exists():
+        kept.write_text(uuid.uuid4().hex, encoding="utf-8")
+    name = kept.read_text(encoding="utf-8")
+    run = wandb.init(project=project, dir=str(folder), config=settings, id=name, resume="allow")
     return lambda record: run.log(record, step=record["step"])
 
 

@@ -4,6 +4,7 @@
 """
 
 import datetime
+import itertools
 import json
 import os
 import secrets
@@ -12,7 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,11 +107,11 @@ def train(**given: Any) -> Run:
         if merged.get("random_config") and "random_seed" not in merged:
             merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
         settings = RunSettings.of(merged)
-        run, checkpoint = _place(settings, options.get("resume"))
+        run, checkpoint = _place(stack, settings, options.get("resume"))
         trainer, text, settings = _set_up(run, checkpoint, settings, options, console)
         trainer.progress = progress
         if options.get("tensorboard") and first:
-            trainer.sinks.append(tensorboard_sink(run))
+            trainer.sinks.append(tensorboard_sink(run, trainer.state.step))
         if (project := options.get("wandb")) is not None and first:
             trainer.sinks.append(wandb_sink(project, run, settings.to_dict()))
         processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
@@ -136,9 +137,10 @@ def launch(options: Mapping[str, Any]) -> int:
 
 
 def _launched(options: dict[str, Any]) -> Run:
-    if options.get("resume") is None and options.get("out") is None:
-        options["out"] = _new_folder(RunSettings.of(merged_with_file(options)).model)
-    code = launch(options)
+    with ExitStack() as stack:
+        if options.get("resume") is None and options.get("out") is None:
+            options["out"] = _new_folder(stack, RunSettings.of(merged_with_file(options)).model)
+        code = launch(options)
     stopped = signal.Signals(code - 128) if code in (130, 143) else None
     if code != 0 and stopped is None:
         kind = InputError if code == 2 else TrainingError
@@ -151,15 +153,27 @@ def _launched(options: dict[str, Any]) -> Run:
     return Run(folder, model, tokenizer, loss, state.step, state.seconds, stopped)
 
 
-def _new_folder(model: ModelSettings) -> str:
+def _new_folder(stack: ExitStack, model: ModelSettings) -> Path:
+    """A folder with a name that no other run has; made at once, and gone in the end if nothing is in it."""
     kind = "random" if model.random_config else model.variant
-    return f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    first = Path(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
+    for folder in itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))):
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    stack.callback(_remove_if_empty, folder)
+    return folder
 
 
-def _place(settings: RunSettings, resume: str | Path | None) -> tuple[Path, Path | None]:
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _place(stack: ExitStack, settings: RunSettings, resume: str | Path | None) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint that the training goes on from."""
-    new = processes.on_the_first(partial(_new_folder, settings.model))
-    run = Path(resume or settings.training.out or new)
+    asked = resume or settings.training.out
+    run = Path(asked or processes.on_the_first(partial(_new_folder, stack, settings.model)))
     if resume is not None or _is_of_this_job(run):
         return run, find_checkpoint(run, "last")
     if checkpoints_of(run):
@@ -272,11 +286,14 @@ def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:
 
 
 def _finish(run: Path, result: TrainingResult, samples: str | None) -> None:
-    """Draw the losses, and keep the samples."""
-    plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+    """Keep the samples, and draw the losses, which may fail: it is only a picture."""
     if samples is not None:
         with atomic_write(run / "samples.txt") as file:
             file.write(f"step {result.step}, temperature 0.8:\n{samples}\n".encode())
+    try:
+        plot_losses({run.name: read_metrics(run / "metrics.jsonl")}, run / "loss.svg")
+    except Exception as error:  # of a library, and of any kind
+        warnings.warn(f"{run / 'loss.svg'} could not be drawn ({error}); everything else is there", stacklevel=2)
 
 
 def ended(run: Run, attention: str | type | None = None) -> str:
