@@ -88,7 +88,7 @@ def wandb_sink(project: str, folder: Path, settings: dict[str, Any]) -> Sink:
         raise InputError("--wandb needs a package that is not installed; run: pip install wandb") from None
 
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / ".wandb"
+    kept = folder / ".wandb-run"
     if not kept.exists():
         kept.write_text(uuid.uuid4().hex, encoding="utf-8")
     name = kept.read_text(encoding="utf-8")
