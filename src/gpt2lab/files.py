@@ -25,17 +25,22 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing into a folder; the lock goes with the process, however that ends.
 
+    Args:
+        folder: made if need be.
+        wait: until another process that has it is done.
+
     Raises:
-        InputError: another process has it.
+        InputError: another process has it, and nobody wants to wait.
     """
     import filelock
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", blocking=False, is_singleton=True):  # one process may take it twice
+        # A singleton, so that one process may take it twice.
+        with filelock.FileLock(folder / ".lock", is_singleton=True).acquire(blocking=wait):
             yield
     except filelock.Timeout:
         raise InputError(

@@ -4,7 +4,6 @@ import functools
 import os
 import platform
 import re
-import resource
 import shutil
 import sys
 import sysconfig
@@ -16,6 +15,9 @@ from pathlib import Path
 import torch
 
 from gpt2lab.errors import InputError
+from gpt2lab.threads import available_cores
+
+PROC = Path("/proc")  # what Linux tells of the machine and of this process
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,24 +82,28 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process held at once: on the GPU, or else of main memory (libraries included)."""
+    """Most bytes that this process held at once, on the GPU, or of main memory (libraries included); 0: not known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
+    status = PROC / "self" / "status"
     if status.exists():  # getrusage would count what the parent held when it started this process
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         return int(found[1]) * 1024 if found else 0
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 
 
 def describe_machine() -> str:
     """Processor (and GPU), number of cores, and versions, in a line."""
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo = PROC / "cpuinfo"
     named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
     processor = named[1] if named else platform.processor() or platform.machine()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cores = f"{os.cpu_count()} cores"
+    cores = f"{available_cores()} cores"
     return f"{processor}, {cores}{gpu}; torch {torch.__version__}, Python {platform.python_version()}"
 
 

@@ -1,4 +1,4 @@
-"""How CPU threads wait for each other. It is decided before torch is imported, and so before anything else here."""
+"""How many CPU threads there can be, and how they wait; decided before torch is imported, and so before all else."""
 
 import os
 import sys
@@ -8,6 +8,13 @@ import warnings
 # is for ever, or nearly; docs/performance.md tells what that costs beside a busy process.
 SPINS = "1000"
 DECIDE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+
+def available_cores() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # on Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def sleep_when_waiting() -> None:

@@ -1,6 +1,7 @@
 """Run folders: complete or absent, going on bit for bit, and one sentence for everything that is damaged."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -402,17 +404,43 @@ def test_a_finished_training_does_nothing_when_it_is_asked_again(make_trainer: M
     assert torch.equal(trainer.model.embeddings.token.weight, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_training_after_the_step_with_a_checkpoint_and_gives_the_handlers_back(
     make_trainer: MakeTrainer, tmp_path: Path, number: signal.Signals
 ) -> None:
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     trainer = make_trainer(out=tmp_path, checkpoint_every=0)
     trainer.sinks.append(interrupt_at(4, number))
     result = trainer.train()
     assert (result.step, result.stopped_by) == (4, number)
     assert names(tmp_path) == ["step-00000004"]
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+def test_under_nohup_a_terminal_that_closes_does_not_end_the_training(make_trainer: MakeTrainer) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        trainer = make_trainer()
+        trainer.sinks.append(interrupt_at(4, signal.SIGHUP))
+        assert trainer.train().stopped_by is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("wrong", [errno.EACCES, errno.EINVAL, errno.ENOTSUP])
+def test_a_system_that_cannot_flush_a_folder_saves_all_the_same(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(wrong, os.strerror(wrong))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    make_trainer(out=tmp_path, max_steps=2).train()
+    verify_checkpoint(tmp_path / "checkpoints" / names(tmp_path)[-1])
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(make_trainer: MakeTrainer) -> None:

@@ -1,6 +1,5 @@
 """``gpt2lab data pack``."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,9 @@ from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors
 from gpt2lab.data.settings import PackSettings
 from gpt2lab.progress import counted, shown
+from gpt2lab.threads import available_cores
 
-CORES = os.cpu_count() or 1
+CORES = available_cores()
 
 
 @with_flags({"Shards": PackSettings}, defaults={"processes": "as many as there are cores"})

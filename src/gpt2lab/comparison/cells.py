@@ -5,7 +5,6 @@ for, or the rest of it.
 """
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -23,7 +22,7 @@ from gpt2lab.comparison.folder import CELL, MEASUREMENTS
 from gpt2lab.comparison.measure import measure
 from gpt2lab.comparison.plain import loads, typed
 from gpt2lab.errors import InputError, TrainingError, tell
-from gpt2lab.files import atomic_write
+from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.model.saving import read_config
 from gpt2lab.progress import Progress
@@ -107,8 +106,7 @@ def _is_trained(folder: Path) -> bool:
 def run_cell(task: Task) -> int:
     """Train and measure one cell, or what is left of it; returns the exit code."""
     folder = Path(task.folder)
-    with (folder / CELL).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until another process, left over from a killed comparison, is done
+    with locked_folder(folder, wait=True):  # for another process, left over from a killed comparison
         if is_finished(folder):
             return 0
         sys.path.extend(place for place in task.path if place not in sys.path)

@@ -1,7 +1,6 @@
 """A comparison from its design to what it finds: :func:`compare`; and its report made again: :func:`report`."""
 
 import dataclasses
-import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -42,6 +41,7 @@ from gpt2lab.progress import Progress, counted, plain_console, shown
 from gpt2lab.runs.folder import open_text
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import SETTINGS, DataSettings, ModelSettings, RunSettings, TrainerConfig
+from gpt2lab.threads import available_cores
 
 REPORT = "report.html"
 FEW_SEEDS = 3  # with two, the interval is 13 standard errors wide on either side
@@ -182,7 +182,7 @@ def _run(design: Design, running: RunningSettings, out: Path, console: Console, 
         settled |= before.settled_steps or {}
     cells, tries = _cells(grid, training.seed, out, planned, step_seconds, settled, shard, shards)
     on_gpu = choose_device(training.device).type == "cuda"
-    workers = running.workers or (1 if on_gpu else max(1, (os.cpu_count() or 1) // running.threads))
+    workers = running.workers or (1 if on_gpu else max(1, available_cores() // running.threads))
     hours = estimate_hours([*tries, *cells], step_seconds, text, workers)
     console.print(
         f"{counted(len(cells), 'cell')}: {len(design.arms)} arms × {counted(len(grid.contexts), 'context')} × "

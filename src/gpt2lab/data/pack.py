@@ -209,10 +209,12 @@ def _encoded(
 ) -> Generator[tuple[Place, Ids]]:
     """The pieces' ids in the pieces' order; only a few more than there are processes are under way at any time."""
     sizes = [path.stat().st_size for path in files]
-    # Not forked, because this process may have threads (a progress bar's); and started from a server that has imported
-    # everything, because that takes longer than to encode a small text.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # Not forked, because this process may have threads (a progress bar's); and where that is possible, started from a
+    # server that has imported everything, because that takes longer than to encode a small text.
+    served = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if served else "spawn")
+    if served:
+        context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(processes, context, _start_worker)
     waiting: deque[tuple[Place, int, Future[Ids]]] = deque()
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
@@ -98,9 +99,10 @@ class Writing:
 
 
 def _knows_documents(run: str | Path) -> bool:
-    """Whether a run was trained on several documents, so that <|endoftext|> begins one."""
-    path = Path(run) / "config.yaml"
-    return path.exists() and RunSettings.read(path).data.documents is True
+    """Whether a run says that it was trained on several documents, so that <|endoftext|> begins one."""
+    with suppress(InputError):  # no settings, or damaged ones, do not keep a model from writing
+        return RunSettings.read(Path(run) / "config.yaml").data.documents is True
+    return False
 
 
 @method_taking(GenerateOptions, first="run")

@@ -8,6 +8,7 @@ when it is cut, and lie at any address: where memory is not aligned, kernels rou
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -296,8 +297,14 @@ def _remove(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """See to it that a file, or the names in a folder, are on the disk, as far as the system can do that."""
+    is_folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:  # Windows opens no folder, and some file systems cannot flush one
+        if not is_folder or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gpt2lab.errors import InputError, TrainingError
+from gpt2lab.threads import available_cores
 
 T = TypeVar("T")
 
@@ -171,7 +172,7 @@ def launch(processes: int, *command: str) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, (os.cpu_count() or 1) // processes))
+    os.environ["OMP_NUM_THREADS"] = threads or str(max(1, available_cores() // processes))
     config = LaunchConfig(
         1,
         1,
@@ -184,8 +185,8 @@ def launch(processes: int, *command: str) -> int:
         shutdown_timeout=600,
     )
     logging.disable(logging.ERROR)  # the program itself says what is wrong
-    # SIGUSR1 is for the processes; here it would end them without a word.
-    heeds = threading.current_thread() is threading.main_thread()  # no other one may set handlers
+    # SIGUSR1 is for the processes; here it would end them without a word. Windows has none.
+    heeds = hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if heeds else None
     try:
         elastic_launch(config, sys.executable)(*command)

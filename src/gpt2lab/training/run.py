@@ -40,6 +40,7 @@ from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, Tra
 from gpt2lab.training import processes
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
+from gpt2lab.training.signals import Signals
 from gpt2lab.training.trainer import Trainer, TrainingResult
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
@@ -141,7 +142,7 @@ def _launched(options: dict[str, Any]) -> Run:
         if options.get("resume") is None and options.get("out") is None:
             options["out"] = _new_folder(stack, RunSettings.of(merged_with_file(options)).model)
         code = launch(options)
-    stopped = signal.Signals(code - 128) if code in (130, 143) else None
+    stopped = signal.Signals(code - 128) if code - 128 in Signals.STOPPING else None
     if code != 0 and stopped is None:
         kind = InputError if code == 2 else TrainingError
         raise kind(f"the processes ended with exit code {code}; what they printed says why")

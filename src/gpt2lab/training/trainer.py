@@ -206,7 +206,7 @@ class Trainer:
                 signals.save = False
                 if run is not None and (stop or save or saves):
                     self._save(run, last=stop > 0 or step == self.steps)
-            signals.give_back(signal.SIGINT, signal.SIGTERM)  # all is saved, and what follows may be interrupted
+            signals.give_back(*signals.STOPPING)  # all is saved, and what follows may be interrupted
             exact = None
             if begun < self.state.step == self.steps:
                 exact = self._measured()
