@@ -1,7 +1,10 @@
 """How a terminal shows a training."""
 
 import io
+import re
+import time
 
+import pytest
 from rich.console import Console
 
 from gpt2lab.runs.records import Record, TrainingProgress
@@ -23,9 +26,9 @@ def record(step: int, **measured: float) -> Record:
     }
 
 
-def shown(told: list[TrainingProgress], terminal: bool) -> str:
+def shown(told: list[TrainingProgress], terminal: bool, width: int = 120) -> str:
     file = io.StringIO()
-    with TerminalDisplay(Console(file=file, force_terminal=terminal, width=120)) as display:
+    with TerminalDisplay(Console(file=file, force_terminal=terminal, width=width)) as display:
         for progress in told:
             display(progress)
     return file.getvalue()
@@ -72,3 +75,22 @@ def test_a_printed_speed_is_the_mean_since_the_line_before_and_the_live_one_the_
     assert "1,000 tok/s · 10% of peak" in lines[0]
     assert f"{5 * 320 / (4 * 320 / 800 + 320 / 50):,.0f} tok/s · 2% of peak" in lines[1]
     assert " 50 tok/s" in shown(told, terminal=True)
+
+
+def test_the_time_that_is_left_can_be_read_at_80_columns() -> None:
+    told = [TrainingProgress(step, 20_000, record=record(step)) for step in range(10, 12_350, 10)]
+    seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(told, terminal=True, width=80))
+    live = re.findall(r"step 12340/20000 (?:-|\d):(?:--|\d\d):(?:--|\d\d) left loss 2\.500 · val – · 1,234 tok/s", seen)
+    assert live
+    assert len(live[-1]) <= 80
+
+
+def test_the_time_that_is_left_is_printed_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", iter(range(0, 10_000, 60)).__next__)  # a minute for each look at the clock
+    told = [
+        TrainingProgress(0, 300),
+        *(TrainingProgress(step, 300, record=record(step)) for step in range(10, 301, 10)),
+    ]
+    lines = shown(told, terminal=False, width=80).splitlines()
+    assert lines[0].startswith("step     30/300 · loss 2.500 · val – · 1,234 tok/s · 7% of peak · ")
+    assert [line.partition(" of peak")[2] for line in lines[-2:]] == [" · 0:01:00 left", ""]

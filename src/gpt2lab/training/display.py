@@ -1,7 +1,9 @@
 """How a terminal shows a training: one live line, and plain ones that stay."""
 
+import datetime
 import itertools
 import operator
+import time
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +12,8 @@ from rich.console import Console
 
 from gpt2lab.progress import plain_console
 from gpt2lab.runs.records import Record, TrainingProgress
+
+WIDE = 110  # columns of a terminal in which a bar has room besides everything else
 
 
 class TerminalDisplay:
@@ -23,13 +27,15 @@ class TerminalDisplay:
         self.console = console or plain_console()
         self.validation = "–"
         self.unprinted: list[Record] = []  # the last that was printed, and those since
+        self.wide = self.console.width >= WIDE
+        self.began: tuple[int, float] | None = None  # step and time of what was told first
+        wide = (progress.BarColumn(bar_width=16), progress.TimeElapsedColumn()) if self.wide else ()
         self.live = progress.Progress(
             progress.TextColumn("step {task.completed}/{task.total}"),
-            progress.BarColumn(bar_width=16),
-            progress.TextColumn("{task.description}", markup=False),
-            progress.TimeElapsedColumn(),
+            *wide,
+            progress.TimeRemainingColumn(),
             progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=False),
+            progress.TextColumn("{task.description}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -47,6 +53,7 @@ class TerminalDisplay:
     def __call__(self, told: TrainingProgress) -> None:
         """Show what a training tells."""
         self.live.update(self.task, completed=told.step, total=told.steps)
+        self.began = self.began or (told.step, time.monotonic())
         if told.message:
             self.console.out(told.message, highlight=False)
         if (record := told.record) is None:
@@ -54,19 +61,27 @@ class TerminalDisplay:
         measured = "validation_loss" in record
         if measured:
             self.validation = f"{record['validation_loss']:.3f}"
-        self.live.update(self.task, description=self._line(record, record["tokens_per_second"]))
+        self.live.update(self.task, description=self._line(record, record["tokens_per_second"], self.wide))
         self.unprinted.append(record)
         tenth = max(10, told.steps // 100 * 10)  # records come every 10 steps
         unmeasured = self.validation == "–" and not self.console.is_terminal and told.step % tenth == 0
         if measured or unmeasured or told.step == told.steps:
-            line = self._line(record, self._mean_speed())
+            line = self._line(record, self._mean_speed()) + self._time_left(told)
             self.console.out(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)
 
-    def _line(self, record: Record, speed: float) -> str:
-        share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"]
+    def _line(self, record: Record, speed: float, wide: bool = True) -> str:
+        share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"] if wide else 0.0
         return f"loss {record['loss']:.3f} · val {self.validation} · {speed:,.0f} tok/s" + (
             f" · {share:.0%} of peak" if 0 < share <= 1 else ""
         )
+
+    def _time_left(self, told: TrainingProgress) -> str:
+        """For a file or a pipe, where no live line tells it."""
+        first, start = self.began or (0, 0.0)
+        if self.console.is_terminal or not first < told.step < told.steps:
+            return ""
+        seconds = (time.monotonic() - start) * (told.steps - told.step) / (told.step - first)
+        return f" · {datetime.timedelta(seconds=round(seconds))} left"
 
     def _mean_speed(self) -> float:
         """Tokens per second since the last line that was printed, of which this forgets."""

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gpt2lab.config import GPT2Config, random_architecture
+from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.corpora import Split
 from gpt2lab.data.text import Text
@@ -213,6 +213,13 @@ def _set_up(
     console.print(text.describe())
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
+        switches = variant_switches(model.variant, model.context_size, model.num_heads)
+        if attention is not None and not {"variant", *switches} & {*merged_with_file(options)}:
+            under = ", ".join(f"{name} {value}" for name, value in switches.items())
+            console.print(
+                f"note: {attention.__name__} runs with the switches of the variant {model.variant} ({under}); "
+                "--variant original turns them off, and each has a flag of its own"
+            )
         if model.random_config:
             drawn = {name: getattr(config, name) for name in random_architecture(0, config.max_seq_len)}
             repeats = f"--random-seed {model.random_seed} repeats it"
