@@ -133,6 +133,15 @@ def test_an_arm_whose_attention_cannot_be_read_off_is_left_out_of_that_picture_a
     assert "rope" not in picture
 
 
+def test_a_line_of_attention_ends_where_a_window_hides_what_is_farther_back() -> None:
+    seen = [0.6, 0.3, 0.1, *[0.0] * 5]
+    page = render(changed(make_results(), "rope", attention_by_distance=[seen, seen]))
+    picture = page.split("receive attention?")[1].split("<h2>")[0]
+    lines = re.findall(r'<path d="([^"]+)" clip-path="[^"]+" style="fill: none; stroke: #(\w+)', picture)
+    points = {colour: len(re.findall("[ML]", path)) for path, colour in lines if colour in ("1f77b4", "ff7f0e")}
+    assert points == {"1f77b4": CONTEXT, "ff7f0e": 3}
+
+
 def test_a_verdict_has_its_word_from_the_interval_and_the_figures_behind_it(page: str) -> None:
     results = make_results()
     (told,) = answers(results)

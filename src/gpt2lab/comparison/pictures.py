@@ -120,7 +120,8 @@ def _attention(found: Grouped, context: int) -> str:
         layers = [layer for cell in cells for layer in cell.attention_by_distance or []]
         return range(context), [statistics.mean(row) for row in zip(*layers, strict=True)]
 
-    figure, axes = _plot("tokens back", "mean attention weight", yscale="log")
+    figure, axes = _plot("tokens back", "mean attention weight")
+    axes.set_yscale("log", nonpositive="mask")  # a line ends where a window hides what is farther back
     _lines(found, axes, context, line, f"context {context}, mean of layers, heads and texts")
     axes.set_ylim(bottom=1e-5)
     return inline_svg(figure)
