@@ -124,7 +124,8 @@ def pieces(file: BinaryIO, path: Path, start: int = 0, stop: int | None = None) 
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path} is not UTF-8 text: byte {offset + error.start} is 0x{data[error.start]:02x} "
-                f"({error.reason}); convert the file, for example with iconv, or leave it out"
+                f"({error.reason}); convert the file, for example with iconv, or leave it out with --exclude or "
+                "--skip-unreadable"
             ) from None
         undecoded = data[used:]
         text += decoded
@@ -227,7 +228,7 @@ def _user_corpus(text: str, exclude: tuple[str, ...], skip_unreadable: bool) -> 
         except InputError as error:
             if not skip_unreadable:
                 raise
-            notes.append(f"left out: {error}")
+            notes.append(f"left out: {str(error).partition(';')[0]}")
     return Corpus(text, tuple(readable), (*notes, *equal_files(readable)))
 
 

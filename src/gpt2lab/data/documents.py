@@ -176,7 +176,10 @@ def _text_of(document: bytes | dict[str, object], text_column: str, place: str) 
         raise _without_text(place, text_column, found if isinstance(found, dict) else ())
     text = found[text_column]
     if not isinstance(text, str):
-        raise InputError(f"{place}: {text_column} is {str(text)[:40]!r}, which is no text; leave it out, or correct it")
+        raise InputError(
+            f"{place}: {text_column} is {str(text)[:40]!r}, which is no text; correct it, or leave it out with "
+            "--skip-unreadable"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

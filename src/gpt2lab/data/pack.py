@@ -152,7 +152,8 @@ def _counted(left_out: list[str]) -> Iterator[str]:
     """How much was left out, and the first of it."""
     if left_out:
         more = f"; and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
-        yield f"left out {len(left_out):,}: {'; '.join(left_out[:SHOWN])}{more}"
+        first = "; ".join(sentence.partition(";")[0] for sentence in left_out[:SHOWN])
+        yield f"left out {len(left_out):,}: {first}{more}"
 
 
 class _Stream:
