@@ -237,6 +237,26 @@ def test_flexattention_as_it_is_compiled_is_the_dense_one() -> None:
     torch.testing.assert_close(y, dense_attention(*qkv, window=70), rtol=0, atol=1e-5)
 
 
+@thorough
+@given(
+    seed=st.integers(0, 99), HK=heads, T=st.integers(1, 12), more=st.integers(1, 12), W=st.none() | st.integers(1, 30)
+)
+def test_fewer_queries_than_keys_are_the_newest_tokens(
+    seed: int, HK: tuple[int, int], T: int, more: int, W: int | None
+) -> None:
+    qkv = random_qkv(seed, 2, HK, T, T + more, 4)
+    sinks = None if seed % 2 else torch.linspace(-1, 1, HK[0], dtype=torch.float64)
+    y = attend(*qkv, window=W, sinks=sinks)
+    newest = torch.arange(more, T + more)[None]
+    torch.testing.assert_close(y, dense_attention(*qkv, q_pos=newest, window=W, sinks=sinks), rtol=0, atol=1e-12)
+    torch.testing.assert_close(y, attend(*qkv, window=W, sinks=sinks, kernel="mask"), rtol=0, atol=0)
+
+
+def test_more_queries_than_keys_need_positions() -> None:
+    with pytest.raises(InputError, match="5 queries and 3 keys; give it the positions"):
+        attend(*random_qkv(0, 1, (2, 1), 5, 3, 4))
+
+
 def test_a_window_that_covers_the_text_is_no_window_to_any_kernel() -> None:
     q, k, v = random_qkv(0, 1, (2, 1), 50, 50, 4)
     assert torch.equal(attend(q, k, v, window=50, kernel="causal"), attend(q, k, v))

@@ -56,7 +56,7 @@ def attend(
         k: keys (B, K, Tk, D); K divides H, and query head h reads key/value head h // (H / K).
         v: values (B, K, Tk, D), or of another width E.
         q_pos: positions of the queries, int64 (B or 1, Tq); -1 marks padding, whose output means nothing.
-            None, the fast path: queries and keys both stand at 0 .. T-1.
+            None, the fast path: keys stand at 0 .. Tk-1, and queries at the last Tq of these places.
         k_pos: positions of the keys, int64 (B or 1, Tk), in any order; -1 marks an empty slot.
         window: how many latest positions a query sees, its own included; None: all.
         bias: called with positions (of all tokens, or of some at a time), returns what is added to the scores,
@@ -69,21 +69,25 @@ def attend(
         (B, H, Tq, D), or of the width of the values.
 
     Raises:
-        InputError: only one of q_pos and k_pos is given, or the kernel that is named cannot compute this.
+        InputError: only one of q_pos and k_pos is given, there are more queries than keys and no positions, or the
+            kernel that is named cannot compute this.
     """
-    length = q.shape[2]
+    length, keys = q.shape[2], k.shape[2]
     if (q_pos is None) != (k_pos is None):
         raise InputError("attend() needs the positions of both queries and keys, or of neither")
-    whole = q_pos is None
-    few_keys = min(length, window or length) < _FEW_KEYS
+    if q_pos is None and length > keys:
+        raise InputError(f"attend() has {length} queries and {keys} keys; give it the positions of both")
+    whole = q_pos is None and length == keys
+    few_keys = min(keys, window or keys) < _FEW_KEYS
     if few_keys and q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
             wide = q.float(), k.float(), v.float()
             y = attend(*wide, q_pos, k_pos, window=window, bias=bias, sinks=sinks, seen=seen, kernel=kernel)
         return y.to(q.dtype)
     if q_pos is None or k_pos is None:
-        q_pos = k_pos = torch.arange(length, device=q.device)[None]
-        if window is not None and window >= length:
+        k_pos = torch.arange(keys, device=q.device)[None]
+        q_pos = k_pos[:, keys - length :]
+        if window is not None and window >= keys:
             window = None
     kernels = _able(q, k, v, whole, window, bias)
     if kernel is not None and kernel not in kernels:
