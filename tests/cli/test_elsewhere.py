@@ -6,10 +6,13 @@ macOS and Windows themselves are left to the public CI (``.github/workflows/ci.y
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from gpt2lab.data import load_tokenizer
 from gpt2lab.runs.folder import checkpoints_of
@@ -39,6 +42,7 @@ pathlib.Path.exists = lambda path, **options: not str(path).startswith("/proc") 
 """
 
 
+@pytest.mark.slow
 def test_commands_work_without_what_only_linux_has(rhyme_file: Path, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HIDE, encoding="utf-8")
@@ -68,6 +72,7 @@ def test_a_terminal_that_closes_leaves_a_checkpoint_and_a_picture(rhyme_file: Pa
     run = tmp_path / "run"
     child, terminal = pty.fork()
     if child == 0:  # a session of its own, on a terminal of its own
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         options = ["--text", rhyme_file, *TINY, "--max-steps", "1000000", "--threads", "1", "--out", run]
         os.execve(sys.executable, [sys.executable, "-m", "gpt2lab", "train", *map(str, options)], environment())
     end = time.monotonic() + LONG

@@ -408,13 +408,17 @@ def test_a_finished_training_does_nothing_when_it_is_asked_again(make_trainer: M
 def test_a_signal_ends_the_training_after_the_step_with_a_checkpoint_and_gives_the_handlers_back(
     make_trainer: MakeTrainer, tmp_path: Path, number: signal.Signals
 ) -> None:
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    trainer = make_trainer(out=tmp_path, checkpoint_every=0)
-    trainer.sinks.append(interrupt_at(4, number))
-    result = trainer.train()
-    assert (result.step, result.stopped_by) == (4, number)
-    assert names(tmp_path) == ["step-00000004"]
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    under_nohup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as the tests themselves may be
+    try:
+        handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        trainer = make_trainer(out=tmp_path, checkpoint_every=0)
+        trainer.sinks.append(interrupt_at(4, number))
+        result = trainer.train()
+        assert (result.step, result.stopped_by) == (4, number)
+        assert names(tmp_path) == ["step-00000004"]
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    finally:
+        signal.signal(signal.SIGHUP, under_nohup)
 
 
 def test_under_nohup_a_terminal_that_closes_does_not_end_the_training(make_trainer: MakeTrainer) -> None:
