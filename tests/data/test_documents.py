@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gpt2lab.data import corpora, documents
-from gpt2lab.data.documents import find_documents, read_pieces
+from gpt2lab.data.documents import LeftOut, find_documents, read_pieces
 from gpt2lab.errors import InputError
 from tests.data.conftest import awkward_text
 
@@ -134,11 +134,11 @@ DAMAGED: dict[str, tuple[bytes, list[str], list[str]]] = {
 def test_what_cannot_be_read_is_left_out_on_request_and_named(tmp_path: Path, name: str) -> None:
     content, texts, words = DAMAGED[name]
     (tmp_path / name).write_bytes(content)
-    left_out: list[str] = []
-    pieces = list(read_pieces(tmp_path / name, left_out=left_out.append))
+    left_out = LeftOut()
+    pieces = list(read_pieces(tmp_path / name, left_out=left_out))
     assert [text for piece in pieces for text in piece.texts] == texts
-    assert len(left_out) == len(words)
-    for sentence, word in zip(left_out, words, strict=True):
+    assert left_out.number == len(words)
+    for sentence, word in zip(left_out.first, words[: documents.SHOWN], strict=True):
         assert str(tmp_path / name) in sentence
         assert word in sentence
 

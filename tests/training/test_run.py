@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gpt2lab
-from gpt2lab import InputError, ScaledDotProductAttention
+from gpt2lab import GroupQueryAttention, InputError, ScaledDotProductAttention, SlidingWindowAttention
 from gpt2lab.options import options_of
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.records import Record, TrainingProgress
@@ -147,6 +147,25 @@ def test_a_second_ctrl_c_ends_at_once_and_says_where_the_last_checkpoint_is(rhym
     first = 3
     with pytest.raises(KeyboardInterrupt, match=r"run/checkpoints/step-\d+; gpt2lab train --resume .*run goes on"):
         gpt2lab.train(out=tmp_path / "run", progress=stop_twice, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({}, True), ({"variant": "modern"}, False), ({"position": "none"}, False), ({"num_kv_heads": 1}, False)],
+)
+def test_a_mechanism_that_is_named_alone_is_told_the_switches_that_it_runs_with(
+    rhyme_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], told: bool
+) -> None:
+    class Either(GroupQueryAttention, SlidingWindowAttention):
+        pass
+
+    run = gpt2lab.train(
+        text=str(rhyme_file), attention=Either, max_steps=1, threads=1, out=tmp_path / "run", **(SIZES | options)
+    )
+    note = "note: Either runs with the switches of the variant modern (position rope, num_kv_heads 2, window 4); "
+    assert (note in capsys.readouterr().out) is told
+    gpt2lab.train(resume=run.folder, attention=Either, max_steps=2)
+    assert "note: Either" not in capsys.readouterr().out
 
 
 # The run folder

@@ -1,11 +1,10 @@
 """``gpt2lab speedrun``."""
 
-import json as json_format
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2lab.cli.screen import console
+from gpt2lab.cli.screen import console, print_json
 
 if TYPE_CHECKING:
     from gpt2lab.training.speedrun import Attempt
@@ -39,7 +38,7 @@ def speedrun(*, text: Path | None = None, seeds: int = 5, json: bool = False) ->
         found = run_speedrun(text, seeds, None if json else show)
     if json:
         told = {"target": found.target, "median_seconds": found.median_seconds, "reached": found.reached}
-        print(json_format.dumps(told | {"attempts": [asdict(attempt) for attempt in found.attempts]}))
+        print_json(told | {"attempts": [asdict(attempt) for attempt in found.attempts]})
         return 0
     seconds = [attempt.seconds for attempt in found.attempts]
     console.print(

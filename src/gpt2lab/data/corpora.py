@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from gpt2lab.data.kinds import is_compressed, kind_of
+from gpt2lab.data.kinds import kind_of, unpacked
 from gpt2lab.data.paths import equal_files, find_files, without
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
@@ -234,7 +234,9 @@ def _user_corpus(text: str, exclude: tuple[str, ...], skip_unreadable: bool) -> 
 
 def _check_text(path: Path, whole: bool) -> None:
     """Refuse a file that holds something else than text, or (seen as a ``whole``) is not UTF-8."""
-    if (kind := kind_of(path)) != "text" or is_compressed(path):
+    with unpacked(path) as (text, file):
+        compressed = text is not file
+    if (kind := kind_of(path)) != "text" or compressed:
         holds = {"text": "is compressed", "lines": "holds lines of JSON", "parquet": "is a Parquet file"}[kind]
         raise InputError(
             f"{path} {holds}; make shards of it first: gpt2lab data pack {shlex.quote(str(path))} --out shards"

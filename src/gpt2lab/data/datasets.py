@@ -58,8 +58,9 @@ def encode_corpus(
             written = hashlib.sha256()
 
             def write(ids: npt.NDArray[np.integer[Any]]) -> None:
-                file.write(ids.astype(dtype).tobytes())
-                written.update(ids.astype(dtype).tobytes())
+                content = ids.astype(dtype).tobytes()
+                file.write(content)
+                written.update(content)
 
             for number, document in enumerate(corpus.documents(start, stop)):
                 if number > 0:

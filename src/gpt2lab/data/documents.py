@@ -1,8 +1,8 @@
 """Documents of text, JSON lines and Parquet files, compressed or not, read in pieces of about 1 MiB."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2lab.data.corpora import BLOCK_BYTES, pieces
@@ -10,10 +10,29 @@ from gpt2lab.data.kinds import COMPRESSED, LINES, ending_of, kind_of, unpacked
 from gpt2lab.data.paths import find_files, without
 from gpt2lab.errors import InputError
 
+SHOWN = 3  # of what is left out
+
 # What is looked for in folders. A file that is named may be called anything.
 ENDINGS = (*(ending + more for ending in (".txt", *LINES) for more in COMPRESSED), ".parquet")
 
-LeftOut = Callable[[str], None]
+
+@dataclass
+class LeftOut:
+    """What is left out while files are read: how much, and the first of it in words."""
+
+    number: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, error: InputError) -> None:
+        """Count what cannot be read."""
+        self.number += 1
+        if self.number <= SHOWN:
+            self.first.append(str(error).partition(";")[0])
+
+    def notes(self) -> list[str]:
+        """A sentence about it, if there is anything."""
+        more = f"; and {self.number - SHOWN:,} more" if self.number > SHOWN else ""
+        return [f"left out {self.number:,}: {'; '.join(self.first)}{more}"] if self.number else []
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,7 @@ def find_documents(
 
 def _has_text(path: Path, text_column: str) -> bool:
     try:
-        return kind_of(path) == "lines" and next(read_pieces(path, text_column), None) is not None
+        return kind_of(path) == "lines" and any(_texts(_json_lines(path), text_column, None))
     except InputError:
         return False
 
@@ -74,7 +93,7 @@ def read_pieces(path: Path, text_column: str = "text", left_out: LeftOut | None 
     Args:
         text_column: the field of JSON objects, or the column of Parquet files, that holds the text.
         left_out: None: what cannot be read is an error; else it is left out, and so are documents without text, and
-            this is told of each, in a sentence.
+            this counts them.
 
     Raises:
         InputError: while reading, for what is no UTF-8, no JSON, no Parquet or damaged, for a document without such a
@@ -92,7 +111,7 @@ def read_pieces(path: Path, text_column: str = "text", left_out: LeftOut | None 
     except InputError as error:
         if left_out is None:
             raise
-        left_out(str(error))
+        left_out.add(error)
 
 
 def _text_file(path: Path) -> Iterator[Piece]:
@@ -161,7 +180,7 @@ def _texts(
         except InputError as error:
             if left_out is None:
                 raise
-            left_out(str(error))
+            left_out.add(error)
         else:
             yield text, position
 

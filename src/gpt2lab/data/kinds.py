@@ -73,9 +73,3 @@ def unpacked(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         raise InputError(f"{path} cannot be unpacked to its end ({error}); copy or download it again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}); check it, or leave it out") from None
-
-
-def is_compressed(path: Path) -> bool:
-    """Whether a file has to be unpacked before it can be read."""
-    with path.open("rb") as file:
-        return file.read(6).startswith((*UNPACKING, ZSTD))

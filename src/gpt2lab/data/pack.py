@@ -39,7 +39,6 @@ from gpt2lab.files import atomic_write, locked_folder
 
 RECORD = "pack.json"
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
-SHOWN = 3  # of what was left out
 
 Progress = Callable[[str, int, int], None]
 Ids = npt.NDArray[np.uint16]
@@ -97,10 +96,12 @@ def pack(
         processes=processes,
     )
     files = find_documents(inputs, exclude, text_column)
-    left_out: dict[str, None] | None = {} if skip_unreadable else None  # in order, and each once
-    read = partial(_pieces, files, text_column, None if left_out is None else left_out.setdefault)
-    if next(read(), None) is None:
-        wrong = "; ".join((f"there is no text in {', '.join(map(str, files[:5]))}", *list(left_out or ())[:1]))
+    read = partial(_pieces, files, text_column)
+    tried, learned, left_out = ((LeftOut() if skip_unreadable else None) for _ in range(3))  # for each time of reading
+    if next(read(tried), None) is None:
+        wrong = "; ".join(
+            (f"there is no text in {', '.join(map(str, files[:5]))}", *(tried.first[:1] if tried else ()))
+        )
         raise InputError(f"{wrong}; give documents to be packed")
     given = None if tokenizer in ("gpt2", *LEARNED) else load_tokenizer(tokenizer)
     options = {
@@ -119,7 +120,7 @@ def pack(
     else:
         if any(out.glob("*.bin")):
             raise InputError(f"{out} holds other .bin files already; choose another --out")
-        used = given or _make_tokenizer(tokenizer, vocab_size, files, read(), progress)
+        used = given or _make_tokenizer(tokenizer, vocab_size, files, read(learned), progress)
         if used.vocab_size > MOST_IDS:
             raise InputError(
                 f"the tokenizer {tokenizer} has {used.vocab_size:,} ids, but a shard has 16 bits for each; use one of "
@@ -134,7 +135,7 @@ def pack(
             remains.unlink()  # of a packing that was killed, or of inputs that changed
         if not record["finished"]:
             with contextlib.closing(
-                _encoded(read(starts[-1]), files, out / "tokenizer.json", processes, progress)
+                _encoded(read(left_out, starts[-1]), files, out / "tokenizer.json", processes, progress)
             ) as encoded:
                 stream = _Stream(encoded, starts[-1])
                 while stream.more():
@@ -144,16 +145,8 @@ def pack(
             record["finished"] = True
             _save(out, record)
     shards = Shards(str(out), _complete(out, starts))
-    shards.notes = (*equal_files(files), *_counted(list(left_out or ())))
+    shards.notes = (*equal_files(files), *(left_out.notes() if left_out else ()))
     return shards
-
-
-def _counted(left_out: list[str]) -> Iterator[str]:
-    """How much was left out, and the first of it."""
-    if left_out:
-        more = f"; and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
-        first = "; ".join(sentence.partition(";")[0] for sentence in left_out[:SHOWN])
-        yield f"left out {len(left_out):,}: {first}{more}"
 
 
 class _Stream:

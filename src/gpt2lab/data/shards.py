@@ -247,11 +247,9 @@ def find_shards(text: str, exclude: Sequence[str] = ()) -> Shards | None:
             one of the shards is damaged.
     """
     found = find_files(text, (".bin", ".txt"), recursive=False)
-    if not any(file.suffix.lower() == ".bin" for file in found):
-        return None
-    found = without(found, exclude)
-    files = [file for file in found if file.suffix.lower() == ".bin"]
-    if not files:
+    if any(map(_is_shard, found)):
+        found = without(found, exclude)
+    if not (files := [*filter(_is_shard, found)]):
         return None
     if others := [file for file in found if file not in files]:
         raise InputError(
@@ -266,6 +264,10 @@ def find_shards(text: str, exclude: Sequence[str] = ()) -> Shards | None:
             )
         files.sort(key=lambda file: PARTS.index(str(_part(file))))
     return Shards(text, files)
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix.lower() == ".bin"
 
 
 def _part(path: Path) -> str | None:

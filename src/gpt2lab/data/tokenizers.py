@@ -284,18 +284,22 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     kinds = content["model"]["type"], (content["pre_tokenizer"] or {}).get("type")
-    ours: CharTokenizer | None = None
-    if kinds == ("BPE", "Split"):
-        characters = [token for token in content["model"]["vocab"] if token != END_OF_TEXT]
-        ours = CharTokenizer(characters) if characters and all(len(one) == 1 for one in characters) else None
-    if kinds != ("BPE", "ByteLevel") and (ours is None or json.loads(ours.to_json()) != json.loads(backend.to_str())):
-        raise InputError(
-            f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
-            f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
-        )
-    if ours is not None:
-        return ours
-    for fault in _faults(backend, content):
+    if kinds == ("BPE", "ByteLevel"):
+        return _byte_level(path, backend, content)
+    characters = [token for token in content["model"]["vocab"] if token != END_OF_TEXT]
+    if kinds == ("BPE", "Split") and characters and all(len(character) == 1 for character in characters):
+        tokenizer = CharTokenizer(characters)
+        if json.loads(tokenizer.to_json()) == json.loads(backend.to_str()):
+            return tokenizer
+    raise InputError(
+        f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
+        f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
+    )
+
+
+def _byte_level(path: str | Path, backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> BPETokenizer:
+    """A byte-level BPE that gives back every text; InputError if it cannot."""
+    if fault := next(_faults(backend, content), None):
         raise InputError(f"{path} holds a tokenizer that {fault}; take one that gives back every text, as GPT-2's does")
     backend.model.dropout = None
     backend.decoder = decoders.ByteLevel()

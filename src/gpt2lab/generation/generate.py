@@ -59,16 +59,27 @@ def stream(
     Raises:
         InputError: an empty prompt, or ids that the model does not know.
     """
-    if not prompts:
-        raise InputError("there is no prompt; give at least one")
-    sampling = sampling or Sampling()
-    engine = Engine(model, max_rows=len(prompts))
-    for row, prompt in enumerate(prompts):
-        own = dataclasses.replace(sampling, seed=sampling.seed + row)
-        engine.add(prompt, own, max_tokens=max(1, num_tokens))
+    engine = begin(model, prompts, max(1, num_tokens), sampling or Sampling())
     with model.evaluating():
         while engine.rows and num_tokens > 0:
             yield torch.tensor([token.id for token in engine.step()], device=model.device)
+
+
+def begin(
+    model: GPT2, prompts: Sequence[Tensor], max_tokens: int, sampling: Sampling, stop: Sequence[Sequence[int]] = ()
+) -> Engine:
+    """An engine that is about to write a text for each prompt; row r has the seed ``sampling.seed + r``.
+
+    Raises:
+        InputError: no prompt, or one that is refused (:meth:`Engine.add`).
+    """
+    if not prompts:
+        raise InputError("there is no prompt; give at least one")
+    engine = Engine(model, max_rows=len(prompts))
+    for row, prompt in enumerate(prompts):
+        own = dataclasses.replace(sampling, seed=sampling.seed + row)
+        engine.add(prompt, own, max_tokens=max_tokens, stop=stop)
+    return engine
 
 
 @torch.no_grad()

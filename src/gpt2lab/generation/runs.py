@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt2lab.data import END_OF_TEXT
 from gpt2lab.errors import InputError
-from gpt2lab.generation.engine import Engine
+from gpt2lab.generation.generate import begin
 from gpt2lab.generation.generate import generate as generate_ids
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings
@@ -70,17 +70,15 @@ class Writing:
 
     def __iter__(self) -> Iterator[list[str]]:
         """What each step adds to every text, which is nothing while a character is incomplete."""
-        stop, rows = self.asked.stop, range(self.asked.num_samples)
-        at_end = stop == END_OF_TEXT
-        decoders = [Decoder(self.tokenizer, None if at_end else stop) for _ in rows]
-        engine = Engine(self.model, max_rows=len(rows))
-        for row in rows:
-            own = replace(self.sampling, seed=self.sampling.seed + row)
-            ends = [[self.tokenizer.end_of_text]] if at_end else []
-            engine.add(self.ids, own, max_tokens=self.asked.tokens, stop=ends)
+        stop, prompts = self.asked.stop, [self.ids] * self.asked.num_samples
+        stop_ids = []
+        if stop == END_OF_TEXT:
+            stop, stop_ids = None, [[self.tokenizer.end_of_text]]
+        decoders = [Decoder(self.tokenizer, stop) for _ in prompts]
+        engine = begin(self.model, prompts, self.asked.tokens, self.sampling, stop_ids)
         started = time.perf_counter()
         while engine.rows:
-            pieces = [""] * len(rows)
+            pieces = [""] * len(prompts)
             for token in engine.step():
                 pieces[token.row] = decoders[token.row].add(token.id)
                 if decoders[token.row].ended:

@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.threads import available_cores
+from gpt2lab.training.signals import Signals
 
 T = TypeVar("T")
 
@@ -186,7 +187,7 @@ def launch(processes: int, *command: str) -> int:
     )
     logging.disable(logging.ERROR)  # the program itself says what is wrong
     # SIGUSR1 is for the processes; here it would end them without a word. Windows has none.
-    heeds = hasattr(signal, "SIGUSR1") and threading.current_thread() is threading.main_thread()
+    heeds = Signals.SAVING is not None and threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN) if heeds else None
     try:
         elastic_launch(config, sys.executable)(*command)

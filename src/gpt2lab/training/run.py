@@ -7,6 +7,7 @@ import datetime
 import itertools
 import json
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -108,6 +109,8 @@ def train(**given: Any) -> Run:
         if merged.get("random_config") and "random_seed" not in merged:
             merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
         settings = RunSettings.of(merged)
+        if merged.get("attention") is not None and merged.get("init_from") is None:
+            _tell_switches(settings.model, merged, console)
         run, checkpoint = _place(stack, settings, options.get("resume"))
         trainer, text, settings = _set_up(run, checkpoint, settings, options, console)
         trainer.progress = progress
@@ -125,6 +128,18 @@ def train(**given: Any) -> Run:
         processes.on_the_first(partial(_finish, run, result, samples))
         seconds = trainer.state.seconds
         return Run(run, trainer.model, text.tokenizer, result.validation_loss, result.step, seconds, result.stopped_by)
+
+
+def _tell_switches(model: ModelSettings, given: Mapping[str, Any], console: Console) -> None:
+    """Say under which switches a mechanism of the user's own runs, if nothing that is given says so."""
+    switches = variant_switches(model.variant, model.context_size, model.num_heads)
+    if not {"variant", *switches} & {*given}:
+        under = ", ".join(f"{switch} {value}" for switch, value in switches.items())
+        name = re.split("[:.]", str(spell_attention(model.attention)))[-1]
+        console.print(
+            f"note: {name} runs with the switches of the variant "
+            f"{model.variant} ({under}); --variant original turns them off, and each has a flag of its own"
+        )
 
 
 def launch(options: Mapping[str, Any]) -> int:
@@ -157,8 +172,9 @@ def _launched(options: dict[str, Any]) -> Run:
 def _new_folder(stack: ExitStack, model: ModelSettings) -> Path:
     """A folder with a name that no other run has; made at once, and gone in the end if nothing is in it."""
     kind = "random" if model.random_config else model.variant
-    first = Path(f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}")
-    for folder in itertools.chain([first], (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))):
+    name = f"runs/{kind}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    for number in itertools.count(1):
+        folder = Path(name if number == 1 else f"{name}-{number}")
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             break
@@ -213,13 +229,6 @@ def _set_up(
     console.print(text.describe())
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
-        switches = variant_switches(model.variant, model.context_size, model.num_heads)
-        if attention is not None and not {"variant", *switches} & {*merged_with_file(options)}:
-            under = ", ".join(f"{name} {value}" for name, value in switches.items())
-            console.print(
-                f"note: {attention.__name__} runs with the switches of the variant {model.variant} ({under}); "
-                "--variant original turns them off, and each has a flag of its own"
-            )
         if model.random_config:
             drawn = {name: getattr(config, name) for name in random_architecture(0, config.max_seq_len)}
             repeats = f"--random-seed {model.random_seed} repeats it"
