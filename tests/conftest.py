@@ -8,6 +8,7 @@ import os
 
 # Before torch is imported: on a shared machine two OpenMP threads a process wait for each other most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["GOMP_SPINCOUNT"] = "1000"  # as the package itself has it, for the tests that ask for more threads
 
 import random
 import signal
@@ -24,7 +25,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shel
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadlines: machines are shared, and stall. No database: what an earlier run found must not change this one.
-settings.register_profile("repeat", deadline=None, database=None, derandomize=True)
+settings.register_profile("repeat", max_examples=50, deadline=None, database=None, derandomize=True)
 settings.register_profile("explore", deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 

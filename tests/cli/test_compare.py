@@ -186,6 +186,7 @@ def test_curves_peak_memory_and_costs_are_there(grid: tuple[Path, Finished]) -> 
     assert all(c["tokens_to_target"] <= c["tokens"] for c in original)
 
 
+@pytest.mark.slow
 def test_arms_are_timed_though_a_cell_failed_and_again_only_if_asked(
     grid: tuple[Path, Finished], command: Command, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_the_same_command_redoes_nothing_and_other_settings_are_refused(
     assert "declared before it ran" in late.err
 
 
+@pytest.mark.slow
 def test_an_attention_that_was_edited_since_is_not_taken_for_the_one_that_was_compared(
     rhyme_file: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_comparison_that_is_stopped_goes_on_where_it_was(rhyme_file: Path, tmp
 
 
 @pytest.mark.usefixtures("warm_cells")
+@pytest.mark.slow
 def test_shards_copied_together_are_the_whole(rhyme_file: Path, tmp_path: Path, command: Command) -> None:
     arguments = ["--variants", "original,rope", "--contexts", 8, "--seeds", 1, "--text", rhyme_file, *SIZES]
     arguments = ["compare", *arguments, "--rounds", 0]

@@ -97,7 +97,9 @@ def test_a_note_stands_behind_the_text_where_both_go_to_one_screen(original: Pat
     assert note.startswith("the context of ")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ascii", "latin-1"))]
+)
 def test_an_output_of_any_encoding_can_be_written_to(original: Path, encoding: str, tmp_path: Path) -> None:
     shutil.copytree(original, tmp_path / "日本")
     for options in ([], ["--json"]):

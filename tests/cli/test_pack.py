@@ -118,6 +118,7 @@ def stopped_packing(folder: Path, python: str, moment: int, number: signal.Signa
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_files(
     documents: list[Path], tmp_path: Path, command: Command
 ) -> None:

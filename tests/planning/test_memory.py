@@ -89,7 +89,7 @@ def test_accumulation_keeps_gradients_from_one_forward_pass_to_the_next(name: st
         ("so large that the loss comes in pieces", 4),
     ],
 )
-@pytest.mark.parametrize("recomputing", [False, True], ids=["", "recomputing"])
+@pytest.mark.parametrize("recomputing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "recomputing"])
 def test_so_it_is_in_bfloat16(name: str, rows: int, recomputing: bool) -> None:
     long = replace(CASES[name].config, max_seq_len=512)  # a CPU attends to fewer keys in float32
     check(name, config=long, rows=rows, precision="bfloat16", activation_checkpointing=recomputing)
@@ -115,6 +115,7 @@ def test_the_trainers_own_step_holds_what_is_planned() -> None:
     compare("Trainer.update", Way(LONG, 4, precision="float32"), most_held(prepare)[0])
 
 
+@pytest.mark.slow
 def test_two_processes_hold_and_send_what_is_planned() -> None:
     base = Way(WIDE, 16, 2, optimizer="adamw", precision="float32")
     fsdp = replace(base, parallel="fsdp")

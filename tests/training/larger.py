@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
         make(1)  # what libraries need is there now
         before = peak_memory(torch.device("cpu"))
-        trainer = make(32)  # 101 million parameters
+        trainer = make(12)  # 38 million parameters
         grown = peak_memory(torch.device("cpu")) - before
         if rank() == 0:
             print(grown / (4 * trainer.model.num_parameters()))

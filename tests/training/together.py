@@ -22,7 +22,7 @@ from gpt2lab.training import Trainer, TrainerConfig
 from gpt2lab.training.processes import averaged, joined_processes, num_processes, rank
 from gpt2lab.training.sharding import gathered
 
-STEPS = 50
+STEPS = 20
 
 
 class Unmarked(TokenDataset):
@@ -69,8 +69,8 @@ def main(folder: Path) -> None:
             precision=precision,  # type: ignore[arg-type]
             compile="no",
             device="cpu",
-            eval_every=25,
-            checkpoint_every=30,
+            eval_every=10,
+            checkpoint_every=12,
             keep=9,
             async_checkpoints=accumulation == 2,
             out=folder / name,
@@ -90,7 +90,7 @@ def main(folder: Path) -> None:
             return loss, tokens
 
         def write(record, written=written, model=model):  # type: ignore[no-untyped-def]
-            if record["step"] == 25:  # a sink that generates, in every process
+            if record["step"] == 10:  # a sink that generates, in every process
                 model.eval()
                 written += generate(model, torch.zeros(1, 1, dtype=torch.int64), 10, temperature=0).tolist()
                 model.train()
