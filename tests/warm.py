@@ -20,9 +20,8 @@ import sys
 from pathlib import Path
 
 PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-LIBRARIES = (
-    "matplotlib.backends.backend_svg scipy.stats torch.distributed.fsdp torch.distributed.run torch._dynamo".split()
-)
+LIBRARIES = ["matplotlib.backends.backend_svg", "scipy.stats", "torch._dynamo"]
+LIBRARIES += ["torch.distributed.fsdp", "torch.distributed.run"]
 
 
 @functools.cache

@@ -284,7 +284,7 @@ def test_a_step_is_the_mean_over_its_targets_however_they_are_split(
     train_data: TokenDataset, quiet: Console, monkeypatch: pytest.MonkeyPatch, batch: int, pieces: bool
 ) -> None:
     if pieces:
-        monkeypatch.setattr("gpt2lab.model.gpt2.MANY_LOGITS", 0)
+        monkeypatch.setattr("gpt2lab.model.loss.MANY_LOGITS", 0)
     data = Unmarked(train_data, without={*ORDER[:3], ORDER[6]})
     model = tiny_model(train_data.vocab_size)
     x, y = (torch.stack(part) for part in zip(*map(data.__getitem__, ORDER[:8]), strict=True))

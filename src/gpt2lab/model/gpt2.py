@@ -20,13 +20,8 @@ from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_m
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
 from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.model.loss import cross_entropy
 from gpt2lab.options import method_taking
-
-# Above so many logits (128 MiB, and twice as much for their gradients) the loss is made, and its gradients with it, for
-# 256 tokens after others. torch's own choice of how many is several times slower on a CPU.
-MANY_LOGITS = 1 << 25
-LOSS_PIECE = 256
-_IN_PIECES = nn.LinearCrossEntropyOptions(batch_chunk_size=LOSS_PIECE, acc_policy="accurate", acc_dtype=torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +171,8 @@ class GPT2(nn.Module):
             last_only: make the logits of the last token alone, (B, 1, V).
 
         Returns:
-            logits (B, T, V), or a scalar: cross-entropy in nats (of a large vocabulary: made without ever holding all
-            logits, and differentiable once).
+            logits (B, T, V), or a scalar, float32 or wider: cross-entropy in nats (of a large vocabulary: made without
+            ever holding all logits, and differentiable once).
 
         Raises:
             InputError: more tokens than learned positions, or a vocabulary that is not settled yet.
@@ -188,15 +183,7 @@ class GPT2(nn.Module):
         hidden = self.hidden(ids, positions=positions, cache=cache)
         if targets is None:
             return self.unembed(hidden[:, -1:] if last_only else hidden)
-        head = self.output_weight
-        many = loss_in_pieces(ids.numel(), len(head))
-        options = None
-        if many and hidden.dtype != torch.float64 and not torch.compiler.is_compiling():
-            options = _IN_PIECES
-            if torch.is_autocast_enabled(hidden.device.type):  # which does not reach into the pieces
-                hidden, head = (x.to(torch.get_autocast_dtype(hidden.device.type)) for x in (hidden, head))
-        rows = hidden.flatten(0, 1)  # (B·T, C)
-        return F.linear_cross_entropy(rows, head, targets.flatten(), reduction=reduction, options=options)
+        return cross_entropy(hidden.flatten(0, 1), self.output_weight, targets.flatten(), reduction)
 
     def hidden(self, ids: Tensor, *, positions: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """The hidden states that logits are made of, (B, T, C); arguments as for the model itself."""
@@ -330,8 +317,3 @@ class GPT2(nn.Module):
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
         return model
-
-
-def loss_in_pieces(num_tokens: int, vocab_size: int) -> bool:
-    """Whether the loss of so many tokens is made without ever holding all logits, where that can be done."""
-    return num_tokens * vocab_size > MANY_LOGITS

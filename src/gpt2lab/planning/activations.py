@@ -13,8 +13,8 @@ goes into matrix products and comes out of them has 4, or 2 under autocast.
 import torch
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model.gpt2 import LOSS_PIECE, loss_in_pieces
 from gpt2lab.model.kernels import Kernel, band_blocks, chosen_kernel
+from gpt2lab.model.loss import LOSS_PIECE, loss_in_pieces
 
 FLOAT = 4  # bytes of a float32
 
@@ -61,9 +61,9 @@ def kept_of_output(config: GPT2Config, rows: int, width: int) -> dict[str, int]:
     kept = {
         "output of the blocks": FLOAT * N * C,
         "mean and deviation": 2 * FLOAT * N,
-        "normalised, into the output layer": width * N * C,
+        "normalised, into the output layer": (FLOAT if in_pieces(config, rows) else width) * N * C,
     }
-    if width < FLOAT:
+    if width < FLOAT and not in_pieces(config, rows):
         kept["narrow output layer"] = width * config.vocab_size * C
     return kept
 
@@ -80,17 +80,12 @@ def made_for_loss(config: GPT2Config, rows: int, width: int) -> dict[str, int]:
     if in_pieces(config, rows):
         made = {
             "a piece of the logits": FLOAT * LOSS_PIECE * V,
+            "their logarithmic softmax": FLOAT * LOSS_PIECE * V,
             "gradient of the hidden states": FLOAT * N * C,
-            "gradient of the output layer": width * V * C,
-            "its part that comes from one piece": FLOAT * V * C,
+            "gradient of the output layer": FLOAT * V * C,
         }
-        if width < FLOAT:
-            made |= {
-                "wide output layer": FLOAT * V * C,
-                # (A GPU adds different widths without these copies.)
-                "its gradient, wide for adding a part, and the wide sum": 2 * FLOAT * V * C,
-                "gradient of the hidden states, narrow": width * N * C,
-            }
+        if width < FLOAT:  # (A GPU multiplies narrow ones, and needs less.)
+            made |= {"hidden states made narrow": FLOAT * N * C, "output layer made narrow": FLOAT * V * C}
         return made
     made = {"logits": FLOAT * N * V, "their logarithmic softmax": FLOAT * N * V}
     if width < FLOAT:
