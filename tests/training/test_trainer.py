@@ -4,23 +4,26 @@ import copy
 import io
 import json
 import math
+import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.data import CharDataset, CharTokenizer, StatelessSampler, TokenDataset
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.evaluation import evaluate
 from gpt2lab.hardware import choose_device
-from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
+from gpt2lab.model import GPT2, CausalityError, GroupQueryAttention, ScaledDotProductAttention
 from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
 from gpt2lab.training.choices import choose_compile, choose_precision
@@ -257,6 +260,60 @@ def test_the_number_of_workers_changes_nothing(train_data: TokenDataset, quiet: 
     assert runs[0] == runs[1] == runs[2]
     assert_same_weights(models[0], models[1])
     assert_same_weights(models[0], models[2])
+
+
+class Drawn(Pairs):
+    """Draws which of its windows it gives."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return super().__getitem__(random.randrange(len(self)))
+
+
+class Forgetful(GroupQueryAttention):
+    """Draws with numpy in its forward pass."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+    ) -> Tensor:
+        attended = super().forward(q, k, v, q_pos, k_pos)
+        return attended * float(np.random.rand()) if self.training else attended
+
+
+def test_data_and_a_mechanism_that_draw_go_on_as_if_never_interrupted(
+    train_data: TokenDataset, quiet: Console, tmp_path: Path
+) -> None:
+    def make(run: str) -> Trainer:
+        options = {"max_steps": 8, "batch_size": 4, "compile": "no", "device": "cpu", "checkpoint_every": 5, "keep": 9}
+        model = tiny_model(train_data.vocab_size, attention=Forgetful, dropout=0.1)
+        return Trainer(model, Drawn(train_data), None, TrainerConfig(**options, out=tmp_path / run), console=quiet)
+
+    whole = make("whole")
+    whole.train()
+    random.random(), np.random.rand()
+    resumed = make("resumed")
+    resumed.restore(tmp_path / "whole" / "checkpoints" / "step-00000005")
+    resumed.train()
+    assert_same_weights(resumed.model, whole.model)
+
+
+def test_what_would_be_trained_in_vain_is_refused_before_the_first_step(train_data: TokenDataset) -> None:
+    narrow = tiny_model(train_data.vocab_size)
+    narrow.blocks[1].bfloat16()
+    with pytest.raises(InputError, match=r"blocks.1.attention_norm.weight is torch.bfloat16, .*model.float\(\) first"):
+        Trainer(narrow, train_data)
+    Trainer(tiny_model(train_data.vocab_size).double(), train_data)
+
+
+def test_a_data_set_without_a_length_is_refused_in_a_sentence(train_data: TokenDataset) -> None:
+    class Stream(IterableDataset[tuple[Tensor, Tensor]]):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from map(train_data.__getitem__, range(9))
+
+    model = tiny_model(train_data.vocab_size)
+    for datasets in ((Stream(), None), (train_data, Stream())):
+        with pytest.raises(InputError, match=r"has no length, .*list\(dataset\) is one"):
+            Trainer(model, *datasets)
+    Trainer(model, list(Stream()), list(Stream()), TrainerConfig(max_steps=2, batch_size=2)).train()  # type: ignore[arg-type]
 
 
 # What is a target, and what is not

@@ -32,6 +32,7 @@ from gpt2lab.model.saving import read_config
 from gpt2lab.runs.folder import MANIFEST, TrainingState, best_of, checkpoints_of, read_state, sha256
 from gpt2lab.training.optimizers import AdamW, Muon
 from gpt2lab.training.processes import num_processes, on_the_first, rank
+from gpt2lab.training.randomness import generator_states, restore_generators
 from gpt2lab.training.sharding import as_shard, copy_share
 
 Tensors = dict[str, Tensor]
@@ -51,7 +52,7 @@ class Snapshot:
     @classmethod
     def of(cls, model: GPT2, optimizers: Sequence[Optimizer]) -> "Snapshot":
         """The tensors themselves, not copies; every process has to ask for it at once."""
-        return cls(model.state_dict(), optimizer_tensors(model, optimizers), _random_states())
+        return cls(model.state_dict(), optimizer_tensors(model, optimizers), generator_states())
 
     def copy(self) -> "Snapshot":
         """Copies in main memory, which training does not change."""
@@ -205,18 +206,6 @@ def _save_file(tensors: Tensors, path: Path) -> None:
         raise OSError(str(error)) from None
 
 
-def _random_states() -> Tensors:
-    """State of the random generators of every process: ``cpu/0``, ``cpu/1``, … and the same of its GPU."""
-    mine = {f"cpu/{rank()}": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        mine[f"cuda/{rank()}"] = torch.cuda.get_rng_state()
-    if num_processes() == 1:
-        return mine
-    everyones: list[Tensors] = [{}] * num_processes()
-    dist.all_gather_object(everyones, mine)
-    return {name: tensor for one in everyones for name, tensor in one.items()}
-
-
 def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> TrainingState:
     """Bring model, optimisers and random generators back to where a checkpoint left them.
 
@@ -252,12 +241,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer])
                     slots[slot] = torch.zeros_like(parameter)
                     copy_share(value, slots[slot])
     with _reading(folder / "random.safetensors") as file:
-        if f"cpu/{rank()}" in file.keys():  # noqa: SIM118
-            torch.set_rng_state(file.get_tensor(f"cpu/{rank()}"))
-        else:
-            torch.manual_seed((state.step << 20) + rank())
-        if f"cuda/{rank()}" in file.keys() and torch.cuda.is_available():  # noqa: SIM118
-            torch.cuda.set_rng_state(file.get_tensor(f"cuda/{rank()}"))
+        restore_generators({name: file.get_tensor(name) for name in file.keys()}, state.step)  # noqa: SIM118
     return state
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
@@ -41,6 +41,7 @@ from gpt2lab.training.processes import (
     rank,
     summed,
 )
+from gpt2lab.training.randomness import seed_generators
 from gpt2lab.training.sharding import check_processes, gathered, wrap
 from gpt2lab.training.signals import Signals
 
@@ -101,6 +102,7 @@ class Trainer:
                     f"the data comes in windows of {context} tokens, but the model was made with "
                     f"max_seq_len={model.config.max_seq_len}; make both the same"
                 )
+        _check_trainable(model, self.train_dataset, self.test_dataset)
         check_processes(config)
         self.device = choose_device(config.device)
         deferred = model.final_norm.weight.is_meta  # it gets its weights, and its room, in shards
@@ -175,7 +177,7 @@ class Trainer:
         if begun == 0:
             if run is not None and checkpoints_of(run):
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
-            torch.manual_seed(config.seed + rank())
+            seed_generators(config.seed + rank())
         with ExitStack() as stack:
             if config.threads is not None:
                 stack.enter_context(torch_threads(config.threads))
@@ -392,7 +394,8 @@ class Trainer:
         losses: list[Tensor] = []
         counts: list[int] = []
         with self.model.evaluating():
-            for x, y, targets in validation_batches(dataset, self.config, self.device, max_tokens):
+            vocab_size = self.model.config.vocab_size
+            for x, y, targets in validation_batches(dataset, self.config, self.device, max_tokens, vocab_size):
                 with autocast(self.device, self.precision):
                     loss = self.model(x, y)
                 if targets:
@@ -401,12 +404,29 @@ class Trainer:
         found = torch.stack(losses).tolist() if losses else []
         total, everything = summed(sum(map(operator.mul, found, counts)), sum(counts))
         if everything == 0:
-            raise InputError("the test data has no targets: every y in it is negative; leave it out, or give it some")
+            raise InputError("the test data has no targets: every y in it is -100; leave it out, or give it some")
         return total / everything
 
     def batches(self) -> Iterator[Batch]:
         """Training batches from the current step on, without end; of each, this process's rows."""
-        return training_batches(self.train_dataset, self.config, self.device, self.state.step)
+        return training_batches(
+            self.train_dataset, self.config, self.device, self.state.step, self.model.config.vocab_size
+        )
+
+
+def _check_trainable(model: GPT2, *datasets: Dataset[Pair] | None) -> None:
+    """Refuse what would be trained in vain, or not at all."""
+    if any(isinstance(data, IterableDataset) or not hasattr(data, "__len__") for data in datasets if data is not None):
+        raise InputError(
+            "the data set has no length, so its items cannot be shuffled, and a run could not go on where it was; "
+            "give one with __len__ and __getitem__ (list(dataset) is one)"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"the parameter {name} is {parameter.dtype}, too coarse for small steps, so that most of them would "
+                'change nothing; call model.float() first (precision="bfloat16" computes in bfloat16 all the same)'
+            )
 
 
 def at(every: int, step: int) -> bool:
