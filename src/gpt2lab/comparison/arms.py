@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from gpt2lab.comparison.settings import BASELINE, Claim, GridSettings, MeasureName, Options
+from gpt2lab.comparison.settings import BASELINE, Claim, GridSettings, MeasureName, Options, RunningSettings
 from gpt2lab.config import Variant, random_architecture
 from gpt2lab.errors import InputError
 from gpt2lab.options import declared, given_options, meant, options_of, spelled_options
@@ -33,9 +33,10 @@ def read_file(path: Path) -> tuple[dict[str, Options], Sequence[Mapping[str, obj
     for name, options in arms.items():
         if not isinstance(options, dict | None):
             raise InputError(f"the arm {name} has to hold options, one `name: value` a line, not {options!r}")
+        _check_values(f"{path}: the arm {name}", options or {})
     if not isinstance(claims, list) or not all(isinstance(claim, dict) for claim in claims):
         raise InputError("claims have to be a list, each with says, arm and measure")
-    options = given_options((GridSettings, *SETTINGS), written, str(path))
+    options = given_options((GridSettings, RunningSettings, *SETTINGS), written, str(path))
     return {str(name): options or {} for name, options in arms.items()}, claims, options
 
 
@@ -118,7 +119,13 @@ def check_arms(arms: Mapping[str, Options]) -> dict[str, Options]:
             raise InputError(f"the arm {name} has to hold options by name, not {options!r}")
         for option in options.keys() - ARM_OPTIONS:
             raise InputError(f"the arm {name} has an unknown option {option!r}{meant(str(option), ARM_OPTIONS)}")
+        _check_values(f"the arm {name}", options)
     return {name: _with_whole_path(options) for name, options in arms.items()}
+
+
+def _check_values(where: str, options: Options) -> None:
+    """Refuse what no option of that name can be."""
+    given_options(SETTINGS, {name: value for name, value in options.items() if name in ARM_OPTIONS}, where)
 
 
 def _with_whole_path(options: Options) -> Options:

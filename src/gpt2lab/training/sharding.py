@@ -6,6 +6,7 @@ the parameters, their gradients and what the optimisers remember. Alone, everyth
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,10 +51,10 @@ def wrap(model: GPT2, config: TrainerConfig, device: torch.device, precision: to
             they are.
     """
     if config.activation_checkpointing:
-        from torch.distributed._composable.checkpoint_activation import checkpoint
+        from torch.utils.checkpoint import checkpoint
 
-        for block in model.blocks:
-            checkpoint(block)
+        for block in model.blocks:  # inside of the module, where the compiler and FSDP's hooks let it be
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     if num_processes() == 1:
         return model
     if config.parallel == "ddp":
