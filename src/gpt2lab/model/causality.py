@@ -5,7 +5,9 @@ import copy
 import itertools
 from collections.abc import Iterable
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from gpt2lab.errors import InputError
@@ -128,6 +130,43 @@ def assert_cached(model: GPT2, seed: int = 0) -> None:
                 first = int((~same).nonzero()[0])
                 raise CacheError(at + first, how, float(difference[first]))
             at = min(length, at + size)
+
+
+def rehearse(model: GPT2, seed: int = 0) -> list[str]:
+    """Learn from a text and save, so that what a mechanism cannot do is told before it has cost hours.
+
+    It is done on a copy like that of :func:`assert_causal`.
+
+    Args:
+        model: any GPT2; it is left as it is.
+        seed: of the random parameters and tokens.
+
+    Returns:
+        names of the parameters that get no gradient.
+
+    Raises:
+        InputError: something in the model cannot be saved, or not be read again.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    probe = _probe(model, generator).train()
+    before = {name: tensor.shape for name, tensor in probe.state_dict().items()}
+    ids = torch.randint(len(probe.output_weight), (1, model.config.max_seq_len), generator=generator).to(probe.device)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        probe(ids, ids).backward()
+    after = probe.weights()
+    for name, tensor in after.items():
+        if before.get(name) != tensor.shape:
+            raise InputError(
+                f"{name} gets its shape only while the model computes, so that no checkpoint could be read again; make "
+                "it in the mechanism's constructor, or register it with persistent=False"
+            )
+    try:
+        safetensors.torch.save({name: tensor.contiguous() for name, tensor in after.items() if ".mechanism." in name})
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"the mechanism's parameters and buffers cannot be saved: {' '.join(str(error).split())}"
+        ) from None
+    return [name for name, parameter in probe.named_parameters() if parameter.grad is None]
 
 
 def _probe(model: GPT2, generator: torch.Generator) -> GPT2:

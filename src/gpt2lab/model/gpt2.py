@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -284,13 +285,24 @@ class GPT2(nn.Module):
             for layer in self.cached
         )
 
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters and saved buffers, detached, by name; what several layers share is there once."""
+        shared = self._shared()
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in shared}
+
+    def _shared(self) -> dict[str, str]:
+        """Names whose tensor has another name, too: the first of its names."""
+        first: dict[int, str] = {}
+        names = {n: first.setdefault(id(tensor), n) for n, tensor in self.state_dict(keep_vars=True).items()}
+        return {name: earlier for name, earlier in names.items() if name != earlier}
+
     def save(self, folder: str | Path, tokenizer: saving.SavesItself | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json`` (and, for a user's mechanism, its source) into a folder.
 
         With the tokenizer beside it, the folder is read by ``gpt2lab.load`` and by every command that reads a run.
         """
         self.save_description(Path(folder))
-        saving.save_weights(Path(folder), self.state_dict())
+        saving.save_weights(Path(folder), self.weights())
         if tokenizer is not None:
             tokenizer.save(Path(folder) / saving.TOKENIZER)
 
@@ -312,8 +324,13 @@ class GPT2(nn.Module):
         folder = Path(folder)
         model = cls.from_config(saving.read_config(folder), attention=attention)
         try:
-            model.load_state_dict(saving.read_weights(folder), assign=True)
+            weights, shared = saving.read_weights(folder), model._shared()
+            weights |= {name: weights[first] for name, first in shared.items() if first in weights}
+            model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"the weights in {folder} do not fit its config.json: {first}") from None
+        for name, first in shared.items():  # one tensor again
+            module, _, own = name.rpartition(".")
+            setattr(model.get_submodule(module), own, attrgetter(first)(model))
         return model

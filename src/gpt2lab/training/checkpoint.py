@@ -52,7 +52,7 @@ class Snapshot:
     @classmethod
     def of(cls, model: GPT2, optimizers: Sequence[Optimizer]) -> "Snapshot":
         """The tensors themselves, not copies; every process has to ask for it at once."""
-        return cls(model.state_dict(), optimizer_tensors(model, optimizers), generator_states())
+        return cls(model.weights(), optimizer_tensors(model, optimizers), generator_states())
 
     def copy(self) -> "Snapshot":
         """Copies in main memory, which training does not change."""
@@ -221,7 +221,7 @@ def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer])
         differing = ", ".join(f"{name} {there[name]}, not {here[name]}" for name in there if there[name] != here[name])
         raise InputError(f"the checkpoint {folder} is of another architecture: {differing}")
     with torch.no_grad():
-        weights = model.state_dict()
+        weights = model.weights()
         with _reading(folder / "model.safetensors") as file:
             for name, tensor in weights.items():
                 copy_share(file.get_tensor(name), tensor)

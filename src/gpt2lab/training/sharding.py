@@ -38,7 +38,36 @@ def check_processes(config: TrainerConfig) -> None:
         )
 
 
-def wrap(model: GPT2, config: TrainerConfig, device: torch.device, precision: torch.dtype) -> nn.Module:
+def check_sharding(model: GPT2) -> None:
+    """Refuse a mechanism that FSDP cannot divide, or whose checkpoints it could not write.
+
+    Raises:
+        InputError: naming the parameter or buffer.
+    """
+    if model.mechanism_class is None:
+        return
+    otherwise = "; train it with --parallel ddp, or in one process"
+    if model.final_norm.weight.is_meta:
+        raise InputError("a model with an attention of its own has to be made with its weights, not on the meta device")
+    if len(model.weights()) < len(model.state_dict()):
+        shared = model.state_dict().keys() - model.weights().keys()
+        raise InputError(f"--parallel fsdp divides no parameter that layers share, as {min(shared)} is{otherwise}")
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise InputError(
+                f"--parallel fsdp divides no parameter without a dimension, as {name} is; give it the shape (1,)"
+            )
+    for name, tensor in model.weights().items():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"--parallel fsdp saves no whole numbers, as the buffer {name} ({tensor.dtype}) has; make it a float, "
+                f"register it with persistent=False{otherwise}"
+            )
+
+
+def wrap(
+    model: GPT2, config: TrainerConfig, device: torch.device, precision: torch.dtype, idle: bool = False
+) -> nn.Module:
     """What computes the loss of a process's rows, such that ``backward`` leaves gradients averaged over all processes.
 
     Args:
@@ -49,6 +78,7 @@ def wrap(model: GPT2, config: TrainerConfig, device: torch.device, precision: to
         precision: of the matrix products; with FSDP and bfloat16 the blocks' matrices also travel in it, and their
             gradients are summed in float32. LayerNorms, what is outside of the blocks, and the rotary tables stay as
             they are.
+        idle: some parameters get no gradient.
     """
     if config.activation_checkpointing:
         from torch.utils.checkpoint import checkpoint
@@ -58,7 +88,8 @@ def wrap(model: GPT2, config: TrainerConfig, device: torch.device, precision: to
     if num_processes() == 1:
         return model
     if config.parallel == "ddp":
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=idle)
+    check_sharding(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 

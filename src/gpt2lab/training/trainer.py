@@ -22,7 +22,7 @@ from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
 from gpt2lab.model import GPT2, assert_causal
-from gpt2lab.model.causality import assert_cached, positions_to_probe
+from gpt2lab.model.causality import assert_cached, positions_to_probe, rehearse
 from gpt2lab.progress import counted
 from gpt2lab.runs.folder import TrainingState, checkpoints_of
 from gpt2lab.runs.records import Record, TrainingProgress
@@ -105,12 +105,14 @@ class Trainer:
         _check_trainable(model, self.train_dataset, self.test_dataset)
         check_processes(config)
         self.device = choose_device(config.device)
+        self.idle: list[str] = []  # parameters that get no gradient
         deferred = model.final_norm.weight.is_meta  # it gets its weights, and its room, in shards
         if not deferred:
             model.to(self.device)
             assert_causal(model, positions_to_probe(model.config.max_seq_len))
             if model.mechanism_class is not None:
                 assert_cached(model)
+                self.idle = rehearse(model)
         self.steps = config.max_steps or DEFAULT_STEPS
         if config.max_steps is None and config.max_epochs is not None:
             windows = config.max_epochs * len(self.train_dataset)  # type: ignore[arg-type]
@@ -120,8 +122,11 @@ class Trainer:
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
-        self.wrapped = wrap(model, config, self.device, self.precision)
+        self.wrapped = wrap(model, config, self.device, self.precision, idle=bool(self.idle))
         self.forward: Callable[..., Tensor] = torch.compile(self.wrapped) if self.compiled else self.wrapped
+        if model.mechanism_class is not None and num_processes() > 1:  # the wrapper's backward pass, too
+            ids = torch.zeros(1, model.config.max_seq_len, dtype=torch.int64, device=self.device)
+            self.rehearse(Batch(ids, ids, ids.numel()))
         self.optimizers = build_optimizers(
             model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
         )
@@ -228,6 +233,9 @@ class Trainer:
 
             self.show = stack.enter_context(TerminalDisplay(self.console))
         self._say(self.describe())
+        if self.idle:
+            more = f" and {len(self.idle) - 3} more" if len(self.idle) > 3 else ""
+            self._say(f"note: {', '.join(self.idle[:3])}{more}: no gradient, so training leaves that as it is")
         files = [stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step))] if run is not None else []
         return [
             *self.sinks,
