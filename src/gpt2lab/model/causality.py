@@ -169,6 +169,7 @@ def rehearse(model: GPT2, seed: int = 0) -> list[str]:
     return [name for name, parameter in probe.named_parameters() if parameter.grad is None]
 
 
+@torch.no_grad()
 def _probe(model: GPT2, generator: torch.Generator) -> GPT2:
     """A copy with a small vocabulary and random parameters, in float64 if its mechanism can compute in that."""
     probe = copy.deepcopy(model).eval()
