@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention, assert_causal
-from gpt2lab.model.causality import CacheError, assert_cached, positions_to_probe
+from gpt2lab.model import GPT2, CausalityError, GroupQueryAttention, ScaledDotProductAttention, assert_causal
+from gpt2lab.model.causality import CacheError, assert_cached, positions_to_probe, try_to_learn
 from tests.model.reference import ALiBi, configs, random_ids, randomised, windows
+from tests.training.mechanisms import Counting, Idle, SharedDistances
 
 thorough = settings(max_examples=60, deadline=None)
 
@@ -304,3 +305,49 @@ def test_a_mechanism_that_knows_float32_alone_is_looked_at_in_that() -> None:
         model.double()(torch.zeros(1, 4, dtype=torch.int64))
     assert_causal(model)
     assert_cached(model)
+
+
+# What else is tried before a training
+
+
+def test_parameters_without_a_gradient_are_named_and_the_model_is_left_as_it_is() -> None:
+    model = GPT2(11, 16, 16, 4, 20, 2, attention=Idle, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert try_to_learn(model) == [
+        f"blocks.{layer}.attention.mechanism.{name}" for layer in (0, 1) for name in ("left_over", "matrix")
+    ]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for mechanism in (None, SharedDistances, Counting, ALiBi):
+        assert try_to_learn(GPT2(11, 16, 16, 4, 20, 2, position="none", attention=mechanism)) == []
+
+
+class Growing(GroupQueryAttention):
+    """Makes a buffer when it is first used."""
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        self.register_buffer("seen", torch.zeros(arguments[0].shape[2]))
+        return super().forward(*arguments)
+
+
+class Overlapping(GroupQueryAttention):
+    """Two buffers that are views of the same memory."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        table = torch.arange(9.0)
+        self.register_buffer("past", table[:5])
+        self.register_buffer("future", table[4:])
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "words"),
+    [
+        (Growing, r"blocks.0.attention.mechanism.seen gets its shape only while"),
+        (Overlapping, "cannot be saved: .*past"),
+    ],
+)
+def test_what_no_checkpoint_could_hold_is_refused_before_the_training(mechanism: type, words: str) -> None:
+    with pytest.raises(InputError, match=words) as found:
+        try_to_learn(GPT2(11, 16, 16, 4, 20, 2, attention=mechanism))
+    assert "\n" not in str(found.value)

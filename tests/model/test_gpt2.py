@@ -20,6 +20,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention
 from tests.model.reference import ALiBi, configs, random_ids, randomised
+from tests.training.mechanisms import SharedDistances
 
 SIZES = (11, 16, 16, 4, 20, 3)
 in_a_folder = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -448,3 +449,16 @@ def test_weights_that_do_not_fit_the_configuration_are_an_input_error(tmp_path: 
     (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=r"do not fit"):
         GPT2.load(tmp_path / "a")
+
+
+def test_a_parameter_that_layers_share_is_saved_once_and_shared_again(tmp_path: Path) -> None:
+    model = randomised(GPT2(11, 16, 16, 4, 20, 3, position="none", attention=SharedDistances))
+    model.save(tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert [name for name in stored if name.endswith("table")] == ["blocks.0.attention.mechanism.table"]
+    loaded = GPT2.load(tmp_path, attention=SharedDistances)
+    tables = {id(block.attention.mechanism.table) for block in loaded.blocks}
+    assert len(tables) == 1
+    assert loaded.num_parameters() == model.num_parameters() == sum(tensor.numel() for tensor in stored.values())
+    ids = random_ids(model, 2, 16)
+    assert torch.equal(loaded(ids), model(ids))

@@ -198,6 +198,33 @@ def test_a_run_goes_on_in_another_number_of_processes_and_with_another_way_of_sh
     assert (parts / "samples.txt").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("mechanism", "refused"),
+    [
+        ("SharedDistances", "divides no parameter that layers share, as blocks.1.attention.mechanism.table is"),
+        ("Counting", "divides no parameter without a dimension, as blocks.0.attention.mechanism.gate is"),
+        ("Idle", None),
+    ],
+)
+def test_awkward_mechanisms_train_as_in_one_process_or_are_refused_before_the_first_step(
+    rhyme_file: Path, tmp_path: Path, mechanism: str, refused: str | None, parallel: str
+) -> None:
+    attention = f"{Path(__file__).with_name('mechanisms.py')}:{mechanism}"
+    options = ["--text", rhyme_file, *TINY, "--max-steps", 4, "--attention", attention, "--variant", "original"]
+    alone = train("--processes", 1, *options, "--out", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    both = train("--processes", 2, "--parallel", parallel, *options, "--out", tmp_path / "both")
+    if parallel == "fsdp" and refused is not None:
+        assert (both.returncode, both.stderr.count("\n")) == (2, 1), both.stderr
+        assert refused in both.stderr
+        return
+    assert both.returncode == 0, both.stderr
+    expected, found = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("alone", "both"))
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in expected], rel=1e-5)
+
+
 ENDLESS = ["--max-steps", 100_000, "--eval-every", 5, "--checkpoint-every", 5]
 
 

@@ -30,6 +30,7 @@ from gpt2lab.training.choices import choose_compile, choose_precision
 from gpt2lab.training.metrics import read_metrics, tensorboard_sink
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
+from tests.training.mechanisms import Counting, Idle, SharedDistances
 
 
 def recorded(trainer: Trainer) -> list[Record]:
@@ -294,6 +295,26 @@ def test_data_and_a_mechanism_that_draw_go_on_as_if_never_interrupted(
     resumed.restore(tmp_path / "whole" / "checkpoints" / "step-00000005")
     resumed.train()
     assert_same_weights(resumed.model, whole.model)
+
+
+@pytest.mark.parametrize("mechanism", [SharedDistances, Counting, Idle])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_awkward_mechanisms_train_save_and_go_on(
+    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path, mechanism: Any, optimizer: str, quiet: Console
+) -> None:
+    def make(run: str) -> Trainer:
+        model = tiny_model(train_data.vocab_size, position="none", attention=mechanism)
+        return make_trainer(model, optimizer=optimizer, checkpoint_every=5, keep=9, out=tmp_path / run)
+
+    whole, resumed = make("whole"), make("resumed")
+    whole.train()
+    resumed.restore(tmp_path / "whole" / "checkpoints" / "step-00000005")
+    resumed.train()
+    assert_same_weights(resumed.model, whole.model)
+    told = (
+        "left_over, blocks.0.attention.mechanism.matrix, blocks.1.attention.mechanism.left_over and 1 more: no gradient"
+    )
+    assert (told in " ".join(output(quiet).split())) == (mechanism is Idle)
 
 
 def test_what_would_be_trained_in_vain_is_refused_before_the_first_step(train_data: TokenDataset) -> None:

@@ -132,7 +132,7 @@ def assert_cached(model: GPT2, seed: int = 0) -> None:
             at = min(length, at + size)
 
 
-def rehearse(model: GPT2, seed: int = 0) -> list[str]:
+def try_to_learn(model: GPT2, seed: int = 0) -> list[str]:
     """Learn from a text and save, so that what a mechanism cannot do is told before it has cost hours.
 
     It is done on a copy like that of :func:`assert_causal`.
@@ -161,7 +161,8 @@ def rehearse(model: GPT2, seed: int = 0) -> list[str]:
                 "it in the mechanism's constructor, or register it with persistent=False"
             )
     try:
-        safetensors.torch.save({name: tensor.contiguous() for name, tensor in after.items() if ".mechanism." in name})
+        own = {name: tensor.contiguous() for name, tensor in model.weights().items() if ".mechanism." in name}
+        safetensors.torch.save(own)
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"the mechanism's parameters and buffers cannot be saved: {' '.join(str(error).split())}"

@@ -22,7 +22,7 @@ from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
 from gpt2lab.model import GPT2, assert_causal
-from gpt2lab.model.causality import assert_cached, positions_to_probe, rehearse
+from gpt2lab.model.causality import assert_cached, positions_to_probe, try_to_learn
 from gpt2lab.progress import counted
 from gpt2lab.runs.folder import TrainingState, checkpoints_of
 from gpt2lab.runs.records import Record, TrainingProgress
@@ -112,7 +112,7 @@ class Trainer:
             assert_causal(model, positions_to_probe(model.config.max_seq_len))
             if model.mechanism_class is not None:
                 assert_cached(model)
-                self.idle = rehearse(model)
+                self.idle = try_to_learn(model)
         self.steps = config.max_steps or DEFAULT_STEPS
         if config.max_steps is None and config.max_epochs is not None:
             windows = config.max_epochs * len(self.train_dataset)  # type: ignore[arg-type]
