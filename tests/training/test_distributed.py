@@ -212,7 +212,8 @@ def test_awkward_mechanisms_train_as_in_one_process_or_are_refused_before_the_fi
     rhyme_file: Path, tmp_path: Path, mechanism: str, refused: str | None, parallel: str
 ) -> None:
     attention = f"{Path(__file__).with_name('mechanisms.py')}:{mechanism}"
-    options = ["--text", rhyme_file, *TINY, "--max-steps", 4, "--attention", attention, "--variant", "original"]
+    two_layers = " ".join(TINY).replace("--num-layers 1", "--num-layers 2").split()
+    options = ["--text", rhyme_file, *two_layers, "--max-steps", 4, "--attention", attention, "--variant", "original"]
     alone = train("--processes", 1, *options, "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     both = train("--processes", 2, "--parallel", parallel, *options, "--out", tmp_path / "both")
