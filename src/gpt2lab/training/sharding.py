@@ -90,6 +90,10 @@ def wrap(
     if config.parallel == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=idle)
     check_sharding(model)
+    if config.cpu_offload and device.type == "cpu":
+        raise InputError(
+            "--cpu-offload moves shards from a GPU to main memory, where a CPU has them anyway; leave it out"
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
