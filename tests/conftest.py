@@ -6,9 +6,11 @@ examples, other ones with every ``--hypothesis-seed``; without it the examples a
 
 import os
 
+from gpt2lab.threads import SPINS
+
 # Before torch is imported: on a shared machine two OpenMP threads a process wait for each other most of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["GOMP_SPINCOUNT"] = "1000"  # as the package itself has it, for the tests that ask for more threads
+os.environ["GOMP_SPINCOUNT"] = SPINS  # for the tests that ask for more threads
 
 import random
 import signal

@@ -1,5 +1,6 @@
 """Mechanisms that are awkward to train, save and divide."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,3 +51,13 @@ class Idle(GroupQueryAttention):
         self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
     ) -> Tensor:
         return self.scale * super().forward(q, k, v, q_pos, k_pos)
+
+
+class Forgetful(GroupQueryAttention):
+    """Draws with numpy in its forward pass."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
+    ) -> Tensor:
+        attended = super().forward(q, k, v, q_pos, k_pos)
+        return attended * float(np.random.rand()) if self.training else attended

@@ -17,8 +17,9 @@ from rich.console import Console
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model import GPT2
+from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig
-from gpt2lab.training.processes import averaged, joined_processes, rank
+from gpt2lab.training.processes import joined_processes, rank
 from tests.training import mechanisms
 
 
@@ -28,6 +29,7 @@ def losses(out: Path, mechanism: str | None, sharing: str, accumulation_steps: i
     model = GPT2(11, 8, 16, 2, 32, 2, seed=0, position="none" if attention else "rope", attention=attention)
     config = TrainerConfig(
         max_steps=2,
+        eval_every=1,  # so that there is a record of each step
         batch_size=8 // accumulation_steps,
         accumulation_steps=accumulation_steps,
         parallel=sharing.split("+", maxsplit=1)[0],  # type: ignore[arg-type]
@@ -36,19 +38,9 @@ def losses(out: Path, mechanism: str | None, sharing: str, accumulation_steps: i
         out=out,
         **options,
     )
-    trainer = Trainer(model, data, data, config, console=Console(file=io.StringIO()))
-    found: list[float] = []
-    update = trainer.update
-
-    def watched(batches):  # type: ignore[no-untyped-def]
-        loss, tokens = update(batches)
-        found.extend(averaged([loss]))
-        return loss, tokens
-
-    trainer.update = watched  # type: ignore[method-assign]
-    exact = trainer.train().validation_loss
-    assert exact is not None
-    return [*found, exact]
+    records: list[Record] = []
+    Trainer(model, data, data, config, sinks=[records.append], console=Console(file=io.StringIO())).train()
+    return [*(record["loss"] for record in records), records[-1]["validation_loss"]]
 
 
 def main(folder: Path) -> None:

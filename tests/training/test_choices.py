@@ -10,11 +10,15 @@ import torch
 from rich.console import Console
 
 import gpt2lab
+from gpt2lab.data import TokenDataset
+from gpt2lab.model.attention import Mechanism
 from gpt2lab.runs.records import Record
 from gpt2lab.runs.settings import RunSettings, TrainerConfig
 from gpt2lab.training import choices, run
 from gpt2lab.training.choices import choose_threads
-from tests.training.conftest import MakeTrainer
+from gpt2lab.training.randomness import generator_states
+from tests.training.conftest import MakeTrainer, tiny_model
+from tests.training.mechanisms import Counting, Forgetful
 
 SMALL = {"context_size": 8, "embed_dim": 16, "num_heads": 2, "num_layers": 1, "batch_size": 4, "max_steps": 4}
 
@@ -61,12 +65,15 @@ def test_more_threads_are_taken_only_where_they_save_a_tenth(
     assert torch.get_num_threads() == 4
 
 
-def test_a_rehearsed_step_leaves_no_trace(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()
-    before, drawn = copy.deepcopy(trainer.model.state_dict()), torch.get_rng_state()
+@pytest.mark.parametrize("attention", [None, Forgetful, Counting])
+def test_a_rehearsed_step_leaves_no_trace(
+    make_trainer: MakeTrainer, train_data: TokenDataset, attention: Mechanism | None
+) -> None:
+    trainer = make_trainer(tiny_model(train_data.vocab_size, dropout=0.1, attention=attention))
+    before, drawn = copy.deepcopy(trainer.model.state_dict()), generator_states()
     trainer.rehearse(next(trainer.batches()))
     assert all(torch.equal(values, before[name]) for name, values in trainer.model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(state, drawn[name]) for name, state in generator_states().items())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 

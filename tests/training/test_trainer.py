@@ -23,14 +23,14 @@ from gpt2lab.data import CharDataset, CharTokenizer, StatelessSampler, TokenData
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.evaluation import evaluate
 from gpt2lab.hardware import choose_device
-from gpt2lab.model import GPT2, CausalityError, GroupQueryAttention, ScaledDotProductAttention
+from gpt2lab.model import GPT2, CausalityError, ScaledDotProductAttention
 from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint
 from gpt2lab.training.choices import choose_compile, choose_precision
 from gpt2lab.training.metrics import read_metrics, tensorboard_sink
 from tests.model.reference import dense_logits, randomised
 from tests.training.conftest import CONTEXT, MakeTrainer, tiny_model, without_clock
-from tests.training.mechanisms import Counting, Idle, SharedDistances
+from tests.training.mechanisms import Counting, Forgetful, Idle, SharedDistances
 
 
 def recorded(trainer: Trainer) -> list[Record]:
@@ -268,16 +268,6 @@ class Drawn(Pairs):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return super().__getitem__(random.randrange(len(self)))
-
-
-class Forgetful(GroupQueryAttention):
-    """Draws with numpy in its forward pass."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, q_pos: Tensor | None = None, k_pos: Tensor | None = None
-    ) -> Tensor:
-        attended = super().forward(q, k, v, q_pos, k_pos)
-        return attended * float(np.random.rand()) if self.training else attended
 
 
 def test_data_and_a_mechanism_that_draw_go_on_as_if_never_interrupted(

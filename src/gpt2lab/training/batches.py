@@ -3,6 +3,7 @@
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -91,9 +92,8 @@ class _Drawn(Dataset[Pair]):
     def __getitems__(self, batch: Numbered) -> Any:
         number, indices = batch
         gather = getattr(self.dataset, "__getitems__", None)
-        if gather is not None and getattr(gather, "__func__", None) is TokenDataset.__getitems__:  # it draws nothing
-            return gather(indices)
-        with drawing(self.seed, self.stream, number):
+        draws = getattr(type(self.dataset), "__getitems__", None) is not TokenDataset.__getitems__
+        with drawing(self.seed, self.stream, number) if draws else nullcontext():  # it takes a fifth of a millisecond
             return gather(indices) if gather is not None else [self.dataset[index] for index in indices]
 
 

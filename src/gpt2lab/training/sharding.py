@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def check_processes(config: TrainerConfig) -> None:
-    """Refuse what the number of processes does not allow."""
+def check_processes(config: TrainerConfig, device: torch.device) -> None:
+    """Refuse what the number of processes, or where they run, does not allow."""
     if config.batch_size % num_processes():
         raise InputError(
             f"a batch of {config.batch_size} windows cannot be divided among {num_processes()} processes; make "
@@ -31,6 +31,10 @@ def check_processes(config: TrainerConfig) -> None:
         )
     if config.cpu_offload and config.parallel != "fsdp":
         raise InputError("--cpu-offload keeps the shards of --parallel fsdp in main memory; give both, or leave it out")
+    if config.cpu_offload and device.type == "cpu":
+        raise InputError(
+            "--cpu-offload moves shards from a GPU to main memory, where a CPU has them anyway; leave it out"
+        )
     if config.parallel == "fsdp" and num_processes() == 1:
         raise InputError(
             "--parallel fsdp divides a model among several processes, and there is only one; start more with "
@@ -38,7 +42,7 @@ def check_processes(config: TrainerConfig) -> None:
         )
 
 
-def check_sharding(model: GPT2) -> None:
+def _check_mechanism(model: GPT2) -> None:
     """Refuse a mechanism that FSDP cannot divide, or whose checkpoints it could not write.
 
     Raises:
@@ -49,15 +53,15 @@ def check_sharding(model: GPT2) -> None:
     otherwise = "; train it with --parallel ddp, or in one process"
     if model.final_norm.weight.is_meta:
         raise InputError("a model with an attention of its own has to be made with its weights, not on the meta device")
-    if len(model.weights()) < len(model.state_dict()):
-        shared = model.state_dict().keys() - model.weights().keys()
+    weights = model.weights()
+    if shared := model.state_dict().keys() - weights.keys():
         raise InputError(f"--parallel fsdp divides no parameter that layers share, as {min(shared)} is{otherwise}")
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise InputError(
                 f"--parallel fsdp divides no parameter without a dimension, as {name} is; give it the shape (1,)"
             )
-    for name, tensor in model.weights().items():
+    for name, tensor in weights.items():
         if not tensor.is_floating_point():
             raise InputError(
                 f"--parallel fsdp saves no whole numbers, as the buffer {name} ({tensor.dtype}) has; make it a float, "
@@ -89,11 +93,7 @@ def wrap(
         return model
     if config.parallel == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=idle)
-    check_sharding(model)
-    if config.cpu_offload and device.type == "cpu":
-        raise InputError(
-            "--cpu-offload moves shards from a GPU to main memory, where a CPU has them anyway; leave it out"
-        )
+    _check_mechanism(model)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 

@@ -41,7 +41,7 @@ from gpt2lab.training.processes import (
     rank,
     summed,
 )
-from gpt2lab.training.randomness import seed_generators
+from gpt2lab.training.randomness import drawing, seed_generators
 from gpt2lab.training.sharding import check_processes, gathered, wrap
 from gpt2lab.training.signals import Signals
 
@@ -103,8 +103,8 @@ class Trainer:
                     f"max_seq_len={model.config.max_seq_len}; make both the same"
                 )
         _check_trainable(model, self.train_dataset, self.test_dataset)
-        check_processes(config)
         self.device = choose_device(config.device)
+        check_processes(config, self.device)
         self.idle: list[str] = []  # parameters that get no gradient
         deferred = model.final_norm.weight.is_meta  # it gets its weights, and its room, in shards
         if not deferred:
@@ -156,7 +156,7 @@ class Trainer:
         """Compute the gradients of a batch as a step does, and leave no trace of it."""
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
-        with torch.random.fork_rng(devices=[]):
+        with drawing(0):
             with autocast(self.device, self.precision):
                 loss = self.wrapped(batch.x, batch.y, reduction="sum")
             loss.backward()
