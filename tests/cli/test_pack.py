@@ -166,6 +166,7 @@ def test_training_on_shards_is_training_on_the_text_bit_for_bit(
     assert json.loads(other.out)[str(tmp_path / "text")]["tokens"] == 4_992
 
 
+@pytest.mark.slow
 def test_shards_named_as_llm_cs_are_the_parts_and_need_no_file_beside_them(command: Command, tmp_path: Path) -> None:
     ids = BPETokenizer.gpt2().encode("the king and the queen of night " * 30)
     for name, part in {
