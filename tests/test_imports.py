@@ -15,7 +15,8 @@ SOURCE = ROOT / "src" / "gpt2lab"
 # The rooms of the house, from the cellar up. A module imports from its own room and from floors below.
 FLOORS = [
     ["errors", "threads"],
-    ["options", "files", "hardware", "progress"],
+    ["reading", "files", "hardware", "progress"],
+    ["options", "manifests"],
     ["config", "plots"],
     ["model", "data"],
     ["runs"],

@@ -1,13 +1,18 @@
 """Files that are whole or absent, and folders that one process has for itself."""
 
 import contextlib
+import errno
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from gpt2lab.errors import InputError
+
+_REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 @contextlib.contextmanager
@@ -22,6 +27,33 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, unchanged: float = 0.0) -> None:
+    """Delete what writing left in a folder when it was killed.
+
+    Args:
+        folder: nobody else writes into it, or
+        unchanged: only files are deleted that nobody has written to for so many seconds.
+    """
+    for path in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            if _REMAINS.fullmatch(path.name[-37:]) and path.stat().st_mtime <= time.time() - unchanged:
+                path.unlink()
+
+
+def flush(path: Path) -> None:
+    """See to it that a file, or the names in a folder, are on the disk, as far as the system can do that."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:  # Windows opens no folder, and some file systems cannot flush one
+        if not is_folder or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
 
 
 @contextlib.contextmanager
@@ -46,3 +78,24 @@ def locked_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         raise InputError(
             f"another process writes into {folder} now; wait until it ends, or choose another --out"
         ) from None
+
+
+class FolderWatch:
+    """Whether a folder is still the one that it was when the watch began, with the files that it had.
+
+    Args:
+        folder: it is there.
+        names: of files; those that are there have to stay.
+    """
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.folder = folder
+        self.was = folder.stat()
+        self.files = [folder / name for name in names if (folder / name).exists()]
+
+    def is_lost(self) -> bool:
+        """Whether it was deleted, moved away, or emptied."""
+        try:
+            return not (os.path.samestat(self.was, self.folder.stat()) and all(file.exists() for file in self.files))
+        except OSError:
+            return True

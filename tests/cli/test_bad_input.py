@@ -319,6 +319,8 @@ def test_a_text_that_has_moved_is_named_anew_and_has_to_be_the_same(
     config = run / "config.yaml"
     lines = config.read_text(encoding="utf-8").splitlines(keepends=True)
     config.write_text("".join(line for line in lines if not line.startswith("text_sha256")), encoding="utf-8")
+    assert_one_sentence(command("train", *more), "config.yaml is damaged, or was edited", "put back what it was")
+    (run / "manifest.json").unlink()
     assert_one_sentence(command("train", *more, "--text", tmp_path / "other.txt"), "has no text_sha256")
 
 

@@ -63,6 +63,7 @@ def test_documents_are_packed_and_what_is_printed_trains_measures_and_goes_on(
     settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     settings["text"] = str(tmp_path / "moved")
     (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    (run / "manifest.json").unlink()
     done = command("evaluate", run, "--split", "test", "--json", "--contexts", 16)
     assert done.code == 0, done.err
     scores = json.loads(done.out)[str(run)]

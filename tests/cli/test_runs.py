@@ -36,7 +36,12 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(
     done = command("runs", tmp_path)
     assert done.code == 0
     assert "left out: " in done.err
-    assert "context_size is 'wide'" in done.err
+    assert (
+        f"config.yaml is damaged, or was edited since it was written; put back what it was, or delete {tmp_path}"
+        in (done.err)
+    )
+    (tmp_path / "a" / "manifest.json").unlink()
+    assert "context_size is 'wide'" in command("runs", tmp_path).err
     assert "rhyme.txt" in done.out
 
 

@@ -338,15 +338,20 @@ def test_a_resumed_run_ends_like_one_that_was_never_interrupted(
     assert same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_finished_run_is_not_resumed_but_made_longer_on_request(
+def test_a_finished_run_is_finished_again_and_made_longer_on_request(
     command: Command, rhyme_file: Path, tmp_path: Path
 ) -> None:
     assert command("train", "--text", rhyme_file, *TINY, "--max-steps", 3, "--out", tmp_path).code == 0
-    before = (tmp_path / "metrics.jsonl").read_bytes()
+    before = without_clock(read_metrics(tmp_path / "metrics.jsonl"))
+    (tmp_path / "samples.txt").unlink()
     done = command("train", "--resume", tmp_path)
+    assert done.code == 0, done.err
+    assert "is at step 3 already: what follows the last step is done again (--max-steps" in done.out
+    assert (tmp_path / "samples.txt").exists()
+    assert without_clock(read_metrics(tmp_path / "metrics.jsonl")) == before
+    done = command("train", "--resume", tmp_path, "--max-steps", 2)
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "is at step 3 already" in done.err
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert "is at step 3 already; --max-steps with a larger number goes on" in done.err
     assert command("train", "--resume", tmp_path, "--max-steps", 5).code == 0
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.comparison.contrasts import contrasts
-from gpt2lab.comparison.plain import typed
 from gpt2lab.comparison.report import render
 from gpt2lab.comparison.results import CellResult, Results
 from gpt2lab.errors import InputError
+from gpt2lab.reading import typed
 
 STORED = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("*/results.json"))
 PLAIN: dict[str, Any] = json.loads(min(STORED, key=lambda path: path.stat().st_size).read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def test_damaged_results_are_read_or_refused_in_a_sentence(data: st.DataObject) 
     ("change", "words"),
     [
         ({"seed": "one"}, "'one' stands where a whole number has to be"),
-        ({"test_loss": math.inf}, "'inf' stands where a number"),
+        ({"test_loss": math.inf}, "inf stands where a number"),
         ({"curve": [[1]]}, "a list"),
         ({"sample": 5}, "text"),
     ],

@@ -22,6 +22,7 @@ from gpt2lab.model import ScaledDotProductAttention
 from gpt2lab.model.attention import describe_mechanism
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.settings import RunSettings
+from gpt2lab.training.run import train
 from tests.conftest import MakeOnce
 from tests.warm import warm_python
 
@@ -142,6 +143,7 @@ def test_a_comparison_goes_on_where_it_was_and_ends_the_same(copy: Path, made: P
         shutil.rmtree(cell / "checkpoints")
         (cell / "measurements.json").unlink()
     for path in (copy / "comparison.yaml", *copy.glob("context-8/*/seed-*/cell.yaml")):
+        (path.parent / "manifest.json").unlink(missing_ok=True)  # that gpt2lab wrote none
         settings = yaml.safe_load(path.read_text())
         assert settings.pop("qk_norm") is False  # it was begun before there was such an option
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -177,9 +179,11 @@ def test_an_attention_that_only_a_folder_names_is_never_executed(copy: Path, tmp
         for path in (*copy.glob(f"context-8/{arm}/seed-*/*.yaml"),):
             settings = yaml.safe_load(path.read_text()) | {"attention": f"{evil}:Evil"}
             path.write_text(yaml.safe_dump(settings))
+            (path.parent / "manifest.json").unlink(missing_ok=True)
     asked = yaml.safe_load((copy / "comparison.yaml").read_text())
     asked["arms"]["rope"]["attention"] = f"{evil}:Evil"
     (copy / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    (copy / "manifest.json").unlink()
     report(copy)
     (copy / "context-8" / "rope" / "seed-1" / "measurements.json").unlink()
     refused = "has an attention of its own, which is never run from a folder"
@@ -189,6 +193,23 @@ def test_an_attention_that_only_a_folder_names_is_never_executed(copy: Path, tmp
         with pytest.raises(InputError, match=refused):
             compare(copy, attentions=own)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["processes: 2", "wandb: theirs", "tensorboard: true", "config: a.yaml", "resume: runs/a", "ray: there:1"]
+)
+def test_what_only_a_caller_may_ask_for_is_refused_from_a_folder(copy: Path, line: str) -> None:
+    cell, name = copy / "context-8" / "rope" / "seed-1", line.partition(":")[0]
+    (cell / "measurements.json").unlink()
+    for folder, file in ((cell, "cell.yaml"), (cell, "config.yaml"), (copy, "comparison.yaml")):
+        path, manifest = folder / file, folder / "manifest.json"
+        was, listed = path.read_bytes(), manifest.read_bytes()
+        path.write_bytes(was + f"{line}\n".encode())
+        manifest.unlink()
+        with pytest.raises(InputError, match=rf"{file}: there is no option '{name}'"):
+            train(resume=cell) if file == "config.yaml" else compare(copy, attentions={"mine": Mine})
+        path.write_bytes(was)
+        manifest.write_bytes(listed)
 
 
 def test_arms_are_timed_again_with_the_attention_that_the_caller_gives(copy: Path) -> None:
@@ -202,6 +223,9 @@ def test_the_first_arm_is_the_baseline_whatever_it_is_called(copy: Path) -> None
     asked = yaml.safe_load((copy / "comparison.yaml").read_text()) | {"claims": []}
     asked["arms"] = {name: asked["arms"][name] for name in ("rope", "original", "mine")}
     (copy / "comparison.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    with pytest.raises(InputError, match=r"comparison\.yaml is damaged, or was edited"):
+        read_results(copy)
+    (copy / "manifest.json").unlink()
     result = Comparison(copy, read_results(copy))
     assert {v.arm for v in result.verdicts} == {"original", "mine"}
     first = next(v for v in result.verdicts if (v.arm, v.quantity) == ("original", "parameters"))

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available
+from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2, GroupQueryAttention, ScaledDotProductAttention
 from tests.model.reference import ALiBi, configs, random_ids, randomised
 from tests.training.mechanisms import SharedDistances
@@ -315,7 +316,7 @@ def test_a_loaded_model_owns_aligned_memory_that_no_change_of_the_file_reaches(t
 
 def test_nothing_that_is_written_is_a_pickle(tmp_path: Path) -> None:
     GPT2(*SIZES).save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "manifest.json"}
     json.loads((tmp_path / "config.json").read_text())
     raw = (tmp_path / "model.safetensors").read_bytes()
     (header_length,) = struct.unpack("<Q", raw[:8])  # the safetensors format, read by hand
@@ -436,7 +437,7 @@ def test_a_setting_that_was_tampered_with_either_loads_or_is_an_input_error(
     model = GPT2(*SIZES)
     model.save(tmp_path)
     settings_ = model.config.to_dict() | {name: value}
-    (tmp_path / "config.json").write_text(json.dumps(settings_))
+    replace_files(tmp_path, {"config.json": json.dumps(settings_).encode()})
     try:
         again = GPT2.load(tmp_path)
     except InputError:
@@ -447,9 +448,36 @@ def test_a_setting_that_was_tampered_with_either_loads_or_is_an_input_error(
 def test_weights_that_do_not_fit_the_configuration_are_an_input_error(tmp_path: Path) -> None:
     GPT2(*SIZES).save(tmp_path / "a")
     GPT2(11, 16, 16, 4, 20, 2).save(tmp_path / "b")
-    (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
+    weights = (tmp_path / "b" / "model.safetensors").read_bytes()
+    replace_files(tmp_path / "a", {"model.safetensors": weights})
     with pytest.raises(InputError, match=r"do not fit"):
         GPT2.load(tmp_path / "a")
+
+
+def test_a_saved_model_that_was_changed_since_is_refused(tmp_path: Path) -> None:
+    model = GPT2(*SIZES)
+    model.save(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b" ")
+        with pytest.raises(InputError, match=f"{name} is damaged, or was edited"):
+            GPT2.load(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    model.save(tmp_path)  # over it
+    assert_same(GPT2.load(tmp_path), model)
+
+
+def test_a_model_that_an_older_gpt2lab_saved_is_loaded_with_a_warning(tmp_path: Path) -> None:
+    model = GPT2(*SIZES)
+    model.save(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match=r"has no manifest\.json, so that damage"):
+        assert_same(GPT2.load(tmp_path), model)
+
+
+def assert_same(model: GPT2, other: GPT2) -> None:
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 def test_a_parameter_that_layers_share_is_saved_once_and_shared_again(tmp_path: Path) -> None:

@@ -51,7 +51,11 @@ def test_a_file_of_settings_is_read_back_and_a_wrong_value_in_it_is_told_with_it
     assert read.model == settings.model
     assert (read.data.tokenizer, read.training.betas, read.training.max_epochs) == ("bpe", (0.7, 0.9), 1.5)
     assert Path(str(read.data.text)).is_absolute()
-    path.write_text(path.read_text().replace("num_layers: 3", "num_layers: six"))
+    path.write_text(path.read_text().replace("num_layers: 3", "num_layers: 6"))
+    with pytest.raises(InputError, match=f"{path} is damaged, or was edited since it was written"):
+        RunSettings.read(path)
+    (tmp_path / "manifest.json").unlink()  # as an older gpt2lab left it
+    path.write_text(path.read_text().replace("num_layers: 6", "num_layers: six"))
     with pytest.raises(InputError, match=f"^{path}: num_layers is 'six'; it has to be a whole number, 1 or more"):
         RunSettings.read(path)
 

@@ -27,7 +27,7 @@ from gpt2lab.data import CharTokenizer, TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available
 from gpt2lab.model import GPT2
-from gpt2lab.runs.folder import TrainingState, Which, checkpoints_of, read_state, verify_checkpoint
+from gpt2lab.runs.folder import TrainingState, Which, checkpoints_of, last_healthy, read_state, verify_checkpoint
 from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
@@ -135,10 +135,23 @@ def test_without_any_validation_loss_the_best_checkpoint_is_the_last(tmp_path: P
 
 
 def test_a_training_that_diverges_does_not_lose_its_best_checkpoint(tmp_path: Path) -> None:
-    for step, loss in enumerate([2.0, 1.0, math.nan, math.nan], start=1):
-        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=loss))
+    for step, loss in enumerate([2.0, 1.0, None, 1e9], start=1):
+        save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=loss, healthy=step < 3))
     assert find_checkpoint(tmp_path, "best").name == "step-00000002"
     assert names(tmp_path) == ["step-00000002", "step-00000004"]
+
+
+def test_the_last_healthy_checkpoint_stays_and_is_the_best_where_no_loss_was_measured(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save(
+            tmp_path,
+            tiny_model(5),
+            dataclasses.replace(STATE, step=step, validation_loss=None, healthy=step < 3),
+            keep=2,
+        )
+    assert names(tmp_path) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert find_checkpoint(tmp_path, "best").name == "step-00000002"
+    assert last_healthy(checkpoints_of(tmp_path)) == tmp_path / "checkpoints" / "step-00000002"
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [2, 5]), (2, [2, 4, 5]), (3, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])])
@@ -187,6 +200,23 @@ def test_what_comes_after_a_checkpoint_that_was_gone_back_to_is_deleted_by_the_n
         save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=step, validation_loss=9.0 - step), keep=9)
     save(tmp_path, tiny_model(5), dataclasses.replace(STATE, step=3, validation_loss=8.0))  # of a run back at step 2
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_checkpoint_without_its_manifest_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, tiny_model(5), STATE)
+    (checkpoint,) = checkpoints_of(tmp_path)
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"step-00000001 has lost its manifest\.json"):
+        find_checkpoint(tmp_path, "last")
+
+
+def test_a_checkpoint_of_a_later_gpt2lab_is_told(tmp_path: Path) -> None:
+    save(tmp_path, tiny_model(5), STATE)
+    (checkpoint,) = checkpoints_of(tmp_path)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(InputError, match=r"has the format 2, and this gpt2lab knows 1"):
+        find_checkpoint(tmp_path, "last")
 
 
 def test_when_every_checkpoint_is_damaged_the_folder_is_refused(tmp_path: Path) -> None:
@@ -507,10 +537,43 @@ with locked_folder(Path({str(tmp_path)!r})):
 
 def test_a_line_that_a_crash_cut_short_is_dropped_with_all_after_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste', encoding="utf-8")
-    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
-    MetricsFile(path, resumed_step=2)({"step": 3, "again": True})
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    lines = [json.dumps(recorded(step)) for step in (1, 2, 3, 4)]
+    path.write_text("\n".join(lines)[:-9], encoding="utf-8")
+    assert read_metrics(path) == [recorded(step) for step in (1, 2, 3)]
+    MetricsFile(path, resumed_step=2)(recorded(3, loss=9.0))
+    assert read_metrics(path) == [recorded(1), recorded(2), recorded(3, loss=9.0)]
+
+
+def recorded(step: int, loss: float | None = 1.0) -> Record:
+    return {
+        "step": step,
+        "tokens": 8 * step,
+        "seconds": 1.0 * step,
+        "loss": loss,
+        "learning_rate": 0.1,
+        "tokens_per_second": 8.0,
+        "peak_memory": 9,
+        "skipped": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 2', "[1]", '{"step": "2"}', "\x00\x00", "9" * 5000, "[" * 99_999, '{"step": 2}']
+)
+def test_a_damaged_line_is_left_out_with_a_warning_and_nothing_that_follows_it(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([json.dumps(recorded(1)), line, json.dumps(recorded(3)), ""]), encoding="utf-8")
+    with pytest.warns(UserWarning, match="line 2 is damaged and left out"):
+        assert [record["step"] for record in read_metrics(path)] == [1, 3]
+    with pytest.warns(UserWarning, match="line 2"):
+        MetricsFile(path, resumed_step=3)(recorded(4, loss=None))
+    assert [record["step"] for record in read_metrics(path)] == [1, 3, 4]
+
+
+def test_records_of_earlier_days_with_nan_are_read_as_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(recorded(1, loss=math.nan)) + "\n", encoding="utf-8")
+    assert read_metrics(path) == [recorded(1, loss=None)]
 
 
 # What is wrong with a folder

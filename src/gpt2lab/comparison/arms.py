@@ -11,7 +11,8 @@ from gpt2lab.comparison.settings import BASELINE, Claim, GridSettings, MeasureNa
 from gpt2lab.config import Variant, random_architecture
 from gpt2lab.errors import InputError
 from gpt2lab.options import declared, given_options, meant, options_of, spelled_options
-from gpt2lab.runs.settings import SETTINGS, ModelSettings, read_settings
+from gpt2lab.reading import read_settings
+from gpt2lab.runs.settings import SETTINGS, ModelSettings
 
 # Who may decide on an option: an arm, or not an arm alone.
 _DECIDE = {name: declared(of).in_comparison for name, (_, of) in options_of(*SETTINGS).items()}

@@ -6,7 +6,6 @@ for, or the rest of it.
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
 import sys
@@ -20,15 +19,15 @@ from rich.console import Console
 
 from gpt2lab.comparison.folder import CELL, MEASUREMENTS
 from gpt2lab.comparison.measure import measure
-from gpt2lab.comparison.plain import loads, typed
 from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder
 from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.model.saving import read_config
 from gpt2lab.progress import Progress
+from gpt2lab.reading import loads, typed
 from gpt2lab.runs.folder import checkpoints_of, load, open_text, read_state
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import RunSettings, read_settings
+from gpt2lab.runs.settings import RunSettings, read_recorded
 from gpt2lab.training.metrics import read_metrics
 from gpt2lab.training.run import train
 
@@ -89,7 +88,7 @@ def is_finished(folder: Path) -> bool:
 def has_diverged(folder: Path) -> bool:
     """Whether a training ended because its loss was no number any more."""
     records = read_metrics(folder / "metrics.jsonl")
-    return bool(records) and not math.isfinite(records[-1]["loss"])
+    return bool(records) and (records[-1]["loss"] is None or records[-1].get("validation_loss", 0.0) is None)
 
 
 def only_tunes(folder: Path) -> bool:
@@ -100,7 +99,9 @@ def only_tunes(folder: Path) -> bool:
 def _is_trained(folder: Path) -> bool:
     if not (found := checkpoints_of(folder)):
         return False  # of the last one: that it is whole is seen when it is loaded
-    return read_state(found[-1]).step >= int(read_settings(folder / CELL)["max_steps"])
+    steps, records = RunSettings.read(folder / CELL).training.max_steps or 0, read_metrics(folder / "metrics.jsonl")
+    known = bool(records) and records[-1]["step"] >= steps and not records[-1].get("validation_is_estimate")
+    return known and read_state(found[-1]).step >= steps
 
 
 def run_cell(task: Task) -> int:
@@ -134,7 +135,7 @@ def _train(folder: Path, attention: str | None) -> int:
         if checkpoints_of(folder):
             trained = train(resume=folder, attention=attention)
         else:
-            trained = train(config=folder / CELL, out=folder, attention=attention)
+            trained = train(**{**read_recorded(folder / CELL), "out": folder, "attention": attention})
     except TrainingError as error:
         return tell(error)
     return 0 if trained.stopped_by is None else 128 + trained.stopped_by

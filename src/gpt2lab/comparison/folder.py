@@ -18,15 +18,16 @@ import yaml
 
 from gpt2lab.comparison.contrasts import contrasts, tokens_to
 from gpt2lab.comparison.measure import Measurements
-from gpt2lab.comparison.plain import read_json, typed
 from gpt2lab.comparison.results import CellResult, Disqualified, Results, Timing
 from gpt2lab.comparison.settings import Design
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
+from gpt2lab.manifests import replace_files, verify_if_listed
+from gpt2lab.reading import read_json, read_settings, typed
 from gpt2lab.runs.folder import TrainingState, find_checkpoint, read_state
 from gpt2lab.runs.records import Record
-from gpt2lab.runs.settings import RunSettings, read_settings
-from gpt2lab.training.metrics import read_metrics
+from gpt2lab.runs.settings import RunSettings
+from gpt2lab.training.metrics import exact_loss, read_metrics
 
 COMPARISON, CELL, MEASUREMENTS, DISQUALIFIED, SPEED, RESULTS = (
     "comparison.yaml",
@@ -56,14 +57,14 @@ def read_design(out: Path) -> Design:
         raise InputError(
             f"{out} holds no comparison ({COMPARISON} is missing); `gpt2lab compare --out {out}` makes one"
         )
-    return Design.of(read_settings(path), str(path))
+    values = read_settings(path)
+    verify_if_listed(path)
+    return Design.of(values, str(path))
 
 
 def save_design(out: Path, design: Design) -> None:
     """Write ``comparison.yaml``: ``gpt2lab compare --config …`` repeats it, if no arm has a class from Python."""
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / COMPARISON) as file:
-        file.write(yaml.safe_dump(design.to_dict(), sort_keys=False, allow_unicode=True).encode())
+    replace_files(out, {COMPARISON: yaml.safe_dump(design.to_dict(), sort_keys=False, allow_unicode=True).encode()})
 
 
 def read_speed(out: Path) -> dict[int, Timing]:
@@ -138,7 +139,8 @@ class _Training(NamedTuple):
 def _training(cell: Path) -> _Training:
     records = read_metrics(cell / "metrics.jsonl")
     state = read_state(find_checkpoint(cell, "last", ("state.json",)))
-    curve = [(r["tokens"], r["validation_loss"]) for r in records if r.get("validation_is_estimate")]
+    measured = [(r["tokens"], r.get("validation_loss")) for r in records if r.get("validation_is_estimate")]
+    curve = [(tokens, loss) for tokens, loss in measured if loss is not None]
     if state.validation_loss is not None:  # an estimate like those before it; the last record has the exact one
         curve.append((state.tokens, state.validation_loss))
     return _Training(records[-1] if records else None, state, curve)
@@ -155,8 +157,9 @@ def _result(cell: Path, training: _Training, target: float | None) -> CellResult
     context, arm, seed = _place(cell)
     last, state, curve = training
     measured = read_json(Measurements, cell / MEASUREMENTS)
-    if last is None or "validation_loss" not in last or last.get("validation_is_estimate"):
-        raise InputError(f"{cell} ended before it knew its exact validation loss; delete it, and run the same command")
+    validation_loss = exact_loss(cell)
+    if last is None or validation_loss is None or last["loss"] is None:
+        raise InputError(f"{cell} has no finite loss of its training; delete it, and run the same command")
     settings = RunSettings.read(cell / CELL)
     rate, width = settings.training.learning_rate, settings.model.ff_hidden_dim
     rates = [float(tried.name.removeprefix("rate-")) for tried in (cell.parent / "tune").glob("rate-*")]
@@ -178,7 +181,7 @@ def _result(cell: Path, training: _Training, target: float | None) -> CellResult
         accuracy=measured.test.accuracy,
         loss_by_position=measured.test.loss_by_position,
         train_loss=last["loss"],
-        validation_loss=last["validation_loss"],
+        validation_loss=validation_loss,
         peak_memory=last["peak_memory"],
         curve=curve,
         parameters=measured.parameters,

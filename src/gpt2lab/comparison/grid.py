@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,7 +29,7 @@ from gpt2lab.options import given_options
 from gpt2lab.progress import Progress, plain_console
 from gpt2lab.runs.settings import SETTINGS, ModelSettings, RunSettings
 from gpt2lab.training import Trainer
-from gpt2lab.training.metrics import read_metrics
+from gpt2lab.training.metrics import exact_loss
 
 DEFAULT_STEPS = 500
 TUNING_FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -197,12 +198,9 @@ def best_rate(cells: list[Cell]) -> float | None:
     """
     if not all(is_finished(cell.folder) for cell in cells):
         return None
-    losses = {
-        cell.settings.training.learning_rate: read_metrics(cell.folder / "metrics.jsonl")[-1]["validation_loss"]
-        for cell in cells
-        if not has_diverged(cell.folder)
-    }
-    return min(losses, key=losses.__getitem__) if losses else None
+    ended = [cell for cell in cells if not has_diverged(cell.folder)]
+    losses = [(loss, cell) for cell in ended if (loss := exact_loss(cell.folder)) is not None]
+    return min(losses, key=itemgetter(0))[1].settings.training.learning_rate if losses else None
 
 
 def estimate_hours(cells: list[Cell], step_seconds: dict[Key, float], text: Text, workers: int) -> float:

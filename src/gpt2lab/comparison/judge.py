@@ -14,6 +14,7 @@ from gpt2lab.comparison.statistics import estimate, more_pairs, shared_confidenc
 from gpt2lab.comparison.verdicts import Verdict, html_table, text_table
 from gpt2lab.errors import InputError
 from gpt2lab.options import meant
+from gpt2lab.reading import read_text
 
 Row = Mapping[str, object]
 Group = dict[str, dict[str | float, float]]  # of one context: value by pair by arm
@@ -178,7 +179,7 @@ def _read(
 def _rows_of(file: Path) -> list[tuple[str, Row]]:
     """The rows of a file, each with where it stands."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file).removeprefix("\ufeff")
         if file.suffix.lower() == ".json":
             found = json.loads(text)
             if isinstance(found, dict):  # results.json of a comparison
@@ -193,8 +194,6 @@ def _rows_of(file: Path) -> list[tuple[str, Row]]:
             heading = text.partition("\n")[0]
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count))
             rows = [(f"{file}, line {reader.line_num}", row) for row in reader]
-    except FileNotFoundError:
-        raise InputError(f"{file} is not there") from None
     except (ValueError, csv.Error, RecursionError) as error:
         if isinstance(error, InputError):
             raise

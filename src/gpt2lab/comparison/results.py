@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.comparison.plain import loads, typed
 from gpt2lab.comparison.settings import Claim, Design, MeasureName
 from gpt2lab.comparison.statistics import Estimate, Word, more_pairs, sign_test, word_of
 from gpt2lab.comparison.verdicts import Verdict
 from gpt2lab.errors import InputError
+from gpt2lab.reading import loads, read_text, typed
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ class Results:
             InputError: it is missing, damaged, or something else.
         """
         try:
-            values = loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = loads(read_text(file))
+        except ValueError as error:
             raise InputError(f"{file} holds no results of a comparison: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict) or "cells" not in values or "settings" not in values:
             raise InputError(f"{file} holds no results of a comparison")

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from gpt2lab.comparison.plain import typed
 from gpt2lab.config import parse_contexts
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, given_options, option, options_of, spelled
+from gpt2lab.reading import typed
 from gpt2lab.runs.settings import spell_attention
 
 BASELINE = "original"  # of the command line; in Python it is the first arm that is given

@@ -17,7 +17,9 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from gpt2lab.data.corpora import Corpus, package_files
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
+from gpt2lab.manifests import Manifest, replace_files, verify_if_listed
 from gpt2lab.progress import counted
+from gpt2lab.reading import read_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -73,8 +75,12 @@ class Tokenizer(Protocol):
 
     def save(self, path: str | Path) -> None:
         """Write the definition to a file, ``tokenizer.json`` by custom."""
-        with atomic_write(Path(path)) as file:
-            file.write(self.to_json().encode())
+        path = Path(path)
+        if (manifest := Manifest.read(path.parent)) is not None and path.name in manifest.files:
+            replace_files(path.parent, {path.name: self.to_json().encode()})
+        else:
+            with atomic_write(path) as file:
+                file.write(self.to_json().encode())
 
     def fingerprint(self) -> str:
         """A hash of the definition: equal tokenizers, and only those, have equal ones."""
@@ -272,11 +278,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         InputError: if the file is missing, damaged, of another kind, or would not give back every text as it was.
     """
     try:
-        definition = Path(path).read_text("utf-8")
+        definition = read_text(Path(path))
+        verify_if_listed(Path(path))
         backend = tokenizers.Tokenizer.from_str(definition)
         content: dict[str, Any] = json.loads(definition)
-    except OSError as error:
-        raise InputError(f"the tokenizer {path} cannot be read ({error.strerror}); check the path") from None
+    except InputError as error:
+        raise InputError(f"the tokenizer {path} cannot be read: {error}") from None
     except Exception as error:  # the library raises nothing more specific
         raise InputError(
             f"{path} is not a readable tokenizer file, perhaps damaged ({error}); copy it again or train a new one"

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config, Sizes, Switches
 from gpt2lab.errors import InputError
+from gpt2lab.manifests import replace_files
 from gpt2lab.model import saving
 from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
@@ -301,15 +303,16 @@ class GPT2(nn.Module):
 
         With the tokenizer beside it, the folder is read by ``gpt2lab.load`` and by every command that reads a run.
         """
-        self.save_description(Path(folder))
-        saving.save_weights(Path(folder), self.weights())
+        files: dict[str, bytes | Callable[[Path], object]] = {**self.description()}
+        files[saving.WEIGHTS] = partial(saving.save_tensors, self.weights())
         if tokenizer is not None:
-            tokenizer.save(Path(folder) / saving.TOKENIZER)
+            files[saving.TOKENIZER] = tokenizer.save
+        replace_files(Path(folder), files)
 
-    def save_description(self, folder: Path) -> None:
-        """What :meth:`save` writes besides the weights."""
+    def description(self) -> dict[str, bytes]:
+        """The files of the model but the weights, by name."""
         source = None if self.mechanism_class is None else source_of(self.mechanism_class)
-        saving.save_description(folder, self.config, source)
+        return saving.description(self.config, source)
 
     @classmethod
     def load(cls, folder: str | Path, *, attention: Mechanism | None = None) -> Self:

@@ -4,6 +4,7 @@ What stands here knows configurations and tensors, not models: :meth:`gpt2lab.GP
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write
+from gpt2lab.manifests import MANIFEST, verify_files
+from gpt2lab.reading import read_json, regular_file
 
 CONFIG, WEIGHTS, SOURCE, TOKENIZER = "config.json", "model.safetensors", "attention.py", "tokenizer.json"
 
@@ -26,27 +28,28 @@ class SavesItself(Protocol):
         """Write one file."""
 
 
-def save_description(folder: Path, config: GPT2Config, source: str | None = None) -> None:
-    """Write everything but the weights.
+def description(config: GPT2Config, source: str | None = None) -> dict[str, bytes]:
+    """The files of a model but the weights, by name.
 
     Args:
-        folder: is made if it is not there.
         config: sizes and switches.
         source: text of the user's mechanism, if the model has one. It is kept for people; nothing ever runs it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / CONFIG) as file:
-        file.write((json.dumps(config.to_dict(), indent=2) + "\n").encode())
-    if source is not None:
-        with atomic_write(folder / SOURCE) as file:
-            file.write(source.encode())
+    files = {CONFIG: (json.dumps(config.to_dict(), indent=2) + "\n").encode()}
+    return files if source is None else {**files, SOURCE: source.encode()}
 
 
-def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write the weights, by name."""
-    whole = {name: tensor.contiguous() for name, tensor in weights.items()}
-    with atomic_write(folder / WEIGHTS) as file:
-        safetensors.torch.save_file(whole, file.name, metadata={"format": "pt"})
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors, by name, as a safetensors file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(whole, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # which is how a full disk is told there
+        raise OSError(str(error)) from None
 
 
 def read_config(folder: Path) -> GPT2Config:
@@ -56,13 +59,12 @@ def read_config(folder: Path) -> GPT2Config:
         InputError: the file is missing or damaged.
     """
     path = folder / CONFIG
-    try:
-        return GPT2Config.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         hint = "; it is the folder of a run, which gpt2lab.load reads" if (folder / "checkpoints").is_dir() else ""
-        raise InputError(f"{folder} holds no model: {CONFIG} is missing{hint}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{folder} holds no model: {CONFIG} is missing{hint}")
+    values = read_json(dict[str, object], path)
+    try:
+        return GPT2Config.from_dict(values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -78,8 +80,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         InputError: the file is missing or damaged.
     """
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{folder} holds no model: {WEIGHTS} is missing")
+    regular_file(path)
+    if not verify_files(folder, (CONFIG, WEIGHTS)):
+        warnings.warn(
+            f"{folder} has no {MANIFEST}, so that damage to its files would not be noticed; an older gpt2lab saved it "
+            "(model.save writes one)",
+            stacklevel=3,
+        )
     try:
         return {name: tensor.clone() for name, tensor in safetensors.torch.load_file(path).items()}
     except SafetensorError as error:

@@ -15,9 +15,6 @@ number of processes wrote it, and any number can go on from it.
 """
 
 import contextlib
-import hashlib
-import json
-import math
 import warnings
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
@@ -27,12 +24,12 @@ from typing import get_args
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError
+from gpt2lab.manifests import MANIFEST, verify_files
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.model.saving import CONFIG, TOKENIZER
+from gpt2lab.reading import read_json
 from gpt2lab.runs.settings import DataSettings, Which
-
-MANIFEST = "manifest.json"
 
 # The files of a checkpoint that a model is read from, and the one that tells how good it is.
 WEIGHTS = ("config.json", "model.safetensors", "state.json")
@@ -47,6 +44,7 @@ class TrainingState:
         validation_loss: an estimate for these very weights, nats per token; None if it was not measured.
         losses: of the steps since the last record, nats per token.
         skipped: how many steps were left out because their gradients were not finite.
+        healthy: whether the weights are finite, and the loss has not exploded.
     """
 
     step: int
@@ -55,37 +53,32 @@ class TrainingState:
     validation_loss: float | None
     losses: list[float] = field(default_factory=list)
     skipped: int = 0
+    healthy: bool = True
 
 
 def read_state(folder: Path) -> TrainingState:
     """State of a checkpoint folder."""
-    try:
-        return TrainingState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder / 'state.json'} is missing or damaged: {error}") from None
+    return read_json(TrainingState, folder / "state.json")
 
 
 def verify_checkpoint(folder: Path, files: Collection[str] | None = None) -> None:
-    """Compare sizes and SHA-256 of a checkpoint's files with its manifest (older checkpoints have none).
+    """Compare sizes and SHA-256 of a checkpoint's files with its manifest.
 
     Args:
         folder: of the checkpoint.
         files: those that are going to be read, and so have to be looked at; None: all.
 
     Raises:
-        InputError: something is missing, cut short, changed, or too much.
+        InputError: something is missing, cut short, changed, or too much, or there is no manifest.
     """
-    if not (folder / MANIFEST).exists():
-        return
     try:
-        described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        there = {*described, *(path.name for path in folder.iterdir())} - {MANIFEST}
-        for name in there if files is None else files:
-            path = folder / name
-            if described[name] != {"bytes": path.stat().st_size, "sha256": sha256(path)}:
-                raise InputError(f"{path} is damaged: it is not what was written")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"the checkpoint {folder} is damaged: {type(error).__name__}: {error}") from None
+        listed = verify_files(folder, files)
+    except OSError as error:
+        raise InputError(f"the checkpoint {folder} is damaged: {error}") from None
+    if not listed:
+        raise InputError(
+            f"the checkpoint {folder} has lost its {MANIFEST}, so nothing tells whether the rest is as it was written"
+        )
 
 
 def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[str] | None = None) -> Path:
@@ -127,14 +120,25 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
 
 
 def best_of(checkpoints: list[Path]) -> Path:
-    """The one with the lowest validation loss that can be read, or else the last."""
+    """The one with the lowest validation loss that can be read, or else the last that is healthy, or else the last."""
     measured: dict[Path, float] = {}
     for folder in checkpoints:
         with contextlib.suppress(InputError):
             loss = read_state(folder).validation_loss
-            if loss is not None and math.isfinite(loss):
+            if loss is not None:
                 measured[folder] = loss
-    return min(reversed(measured), key=measured.__getitem__) if measured else checkpoints[-1]
+    if measured:
+        return min(reversed(measured), key=measured.__getitem__)
+    return last_healthy(checkpoints) or checkpoints[-1]
+
+
+def last_healthy(checkpoints: list[Path]) -> Path | None:
+    """The last one from which a training had not come to grief yet, if there is one."""
+    for folder in reversed(checkpoints):
+        with contextlib.suppress(InputError):
+            if read_state(folder).healthy:
+                return folder
+    return None
 
 
 def load(run: str | Path, *, attention: Mechanism | None = None, checkpoint: Which = "best") -> tuple[GPT2, Tokenizer]:
@@ -167,9 +171,3 @@ def open_text(data: DataSettings, tokenizer: Tokenizer | None = None) -> Text:
 def checkpoints_of(run: Path) -> list[Path]:
     """Folders of all complete checkpoints, the latest last."""
     return sorted((run / "checkpoints").glob("step-*"))
-
-
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

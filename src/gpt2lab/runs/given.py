@@ -9,6 +9,7 @@ from gpt2lab.config import variant_switches
 from gpt2lab.data import CharTokenizer, Tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.options import declared, given_options, options_of
+from gpt2lab.reading import read_settings
 from gpt2lab.runs.folder import checkpoints_of, find_checkpoint
 from gpt2lab.runs.settings import (
     SETTINGS,
@@ -17,7 +18,7 @@ from gpt2lab.runs.settings import (
     RunSettings,
     StartSettings,
     TrainerConfig,
-    read_settings,
+    read_recorded,
 )
 
 GPT2_IDS = 50_257
@@ -42,8 +43,7 @@ def merged_with_file(options: Mapping[str, Any]) -> dict[str, Any]:
             find_checkpoint(run, "last")  # tells that it is no run
             raise InputError(f"{run} holds a model, not a run; --init-from {run} goes on from it in a new run")
         path = run / "config.yaml"
-        begun = given_options((*SETTINGS, StartSettings), read_settings(path), str(path))
-        begun = {name: value for name, value in begun.items() if name in options_of(*SETTINGS)}
+        begun = read_recorded(path)
         if options.get("text") is not None:  # it has moved: its hash tells whether it is the same
             if begun.get("text_sha256") is None:
                 raise InputError(f"{path} has no text_sha256 to tell whether --text is the same text; leave that out")

@@ -12,18 +12,19 @@ class Record(TypedDict):
     arithmetic that the machine's own matrix product reaches, where that could be told.
     ``peak_memory``: bytes that this process ever held.
     ``validation_loss``: nats per token, where it was measured; over all of the data unless it is an estimate.
+    A loss that is not finite, or of steps that were all skipped, is None.
     """
 
     step: int
     tokens: int
     seconds: float
-    loss: float
+    loss: float | None
     learning_rate: float
     tokens_per_second: float
     peak_memory: int
     skipped: int
     peak_share: NotRequired[float]
-    validation_loss: NotRequired[float]
+    validation_loss: NotRequired[float | None]
     validation_is_estimate: NotRequired[bool]
 
 

@@ -1,7 +1,6 @@
 """The settings of a run: what is read, what is trained, and how. Pure data: nothing here prints or needs torch."""
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any, Literal, Self
 from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
 from gpt2lab.data.settings import FileSettings
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write
+from gpt2lab.manifests import replace_files, verify_if_listed
 from gpt2lab.options import check, given_options, option, options_of, part, spelled
+from gpt2lab.reading import read_settings
 from gpt2lab.runs.records import TrainingProgress
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
@@ -361,7 +361,7 @@ class RunSettings:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return cls.of(given_options((*SETTINGS, StartSettings), read_settings(path), str(path)))
+        return cls.of(read_recorded(path))
 
     def trained_with(self, **options: Any) -> Self:
         """The same with other training options."""
@@ -378,24 +378,26 @@ class RunSettings:
 
     def save(self, path: Path) -> None:
         """Write them as YAML: ``gpt2lab train --config …`` repeats the run."""
+        replace_files(path.parent, {path.name: self.to_yaml()})
+
+    def to_yaml(self) -> bytes:
+        """The same as the file holds it."""
         import yaml
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True).encode())
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True).encode()
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Named values of a YAML or TOML file."""
-    import yaml
+def read_recorded(path: Path) -> dict[str, Any]:
+    """The options in a file that a run or a comparison wrote.
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} has to hold settings, one `name: value` a line")
-    return values
+    They are those of a run alone, and of them all but its own place: who starts a training says where it goes, in how
+    many processes, and who hears of it; and a user's own mechanism is only a name here, which nothing runs.
+
+    Raises:
+        InputError: the file is missing, damaged or edited, or has other options.
+    """
+    values = read_settings(path)
+    verify_if_listed(path)
+    found = given_options(SETTINGS, {name: v for name, v in values.items() if name != "init_from"}, str(path))
+    found.pop("out", None)
+    return found | given_options((StartSettings,), {n: v for n, v in values.items() if n == "init_from"}, str(path))

@@ -8,9 +8,7 @@ when it is cut, and lie at any address: where memory is not aligned, kernels rou
 """
 
 import contextlib
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -27,9 +24,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt2lab.errors import InputError
+from gpt2lab.files import flush
+from gpt2lab.manifests import list_all
 from gpt2lab.model import GPT2
-from gpt2lab.model.saving import read_config
-from gpt2lab.runs.folder import MANIFEST, TrainingState, best_of, checkpoints_of, read_state, sha256
+from gpt2lab.model.saving import read_config, save_tensors
+from gpt2lab.runs.folder import TrainingState, best_of, checkpoints_of, last_healthy, read_state
 from gpt2lab.training.optimizers import AdamW, Muon
 from gpt2lab.training.processes import num_processes, on_the_first, rank
 from gpt2lab.training.randomness import generator_states, restore_generators
@@ -93,22 +92,24 @@ def save_checkpoint(
         final.parent.mkdir(parents=True, exist_ok=True)
         for remains in final.parent.glob(".step-*"):  # of a crash
             shutil.rmtree(remains, ignore_errors=True)
-        model.save_description(partial)
-        _save_file(snapshot.random, partial / "random.safetensors")
-        (partial / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        partial.mkdir()
+        for name, content in model.description().items():
+            (partial / name).write_bytes(content)
+        save_tensors(snapshot.random, partial / "random.safetensors")
+        (partial / "state.json").write_text(
+            json.dumps(asdict(state), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
     def finish() -> None:
-        files = sorted(partial.iterdir())
-        described = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-        (partial / MANIFEST).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        for path in (*files, partial / MANIFEST, partial):
-            _flush(path)
+        list_all(partial)
+        for path in (*partial.iterdir(), partial):
+            flush(path)
         _remove(final)
         partial.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
         found = checkpoints_of(run)
         going_on = found[: found.index(final) + 1]  # later ones are of a history that was given up
-        kept = {*going_on[-keep:], best_of(going_on)}
+        kept = {*going_on[-keep:], best_of(going_on), last_healthy(going_on)}
         for old in found:
             if old not in kept:
                 _remove(old)
@@ -172,8 +173,7 @@ class CheckpointWriter:
 def _write_tensors(tensors: Tensors, path: Path, group: dist.ProcessGroup | None) -> None:
     """One safetensors file of whole tensors, from the shards of all processes or from the first one's own."""
     if all(as_shard(tensor) is None for tensor in tensors.values()):
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        on_the_first(lambda: _save_file(whole, path), group)
+        on_the_first(lambda: save_tensors(tensors, path), group)
         return
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -197,13 +197,6 @@ def _write_tensors(tensors: Tensors, path: Path, group: dist.ProcessGroup | None
         shutil.rmtree(shards)
 
     on_the_first(name_it, group)
-
-
-def _save_file(tensors: Tensors, path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # which is how a full disk is told there
-        raise OSError(str(error)) from None
 
 
 def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer]) -> TrainingState:
@@ -278,17 +271,3 @@ def _remove(folder: Path) -> None:
         doomed = folder.with_name(f".{folder.name}.doomed")
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """See to it that a file, or the names in a folder, are on the disk, as far as the system can do that."""
-    is_folder = path.is_dir()
-    try:
-        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:  # Windows opens no folder, and some file systems cannot flush one
-        if not is_folder or error.errno not in (errno.EACCES, errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise

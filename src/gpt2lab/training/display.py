@@ -60,7 +60,7 @@ class TerminalDisplay:
             return
         measured = "validation_loss" in record
         if measured:
-            self.validation = f"{record['validation_loss']:.3f}"
+            self.validation = _number(record["validation_loss"])
         self.live.update(self.task, description=self._line(record, record["tokens_per_second"], self.wide))
         self.unprinted.append(record)
         tenth = max(10, told.steps // 100 * 10)  # records come every 10 steps
@@ -71,7 +71,7 @@ class TerminalDisplay:
 
     def _line(self, record: Record, speed: float, wide: bool = True) -> str:
         share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"] if wide else 0.0
-        return f"loss {record['loss']:.3f} · val {self.validation} · {speed:,.0f} tok/s" + (
+        return f"loss {_number(record['loss'])} · val {self.validation} · {speed:,.0f} tok/s" + (
             f" · {share:.0%} of peak" if 0 < share <= 1 else ""
         )
 
@@ -91,3 +91,7 @@ class TerminalDisplay:
         last = self.unprinted[-1]
         self.unprinted = [last]
         return sum(tokens) / seconds if seconds else last["tokens_per_second"]
+
+
+def _number(loss: float | None) -> str:
+    return "nan" if loss is None else f"{loss:.3f}"

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import uuid
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +13,10 @@ from typing import Any, Self
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.plots import name_in_plot, new_plot, save_plot, short_numbers
+from gpt2lab.reading import MIB, loads, read_lines, typed
 from gpt2lab.runs.records import Record
+
+MOST_METRICS = 256 * MIB
 
 Sink = Callable[[Record], None]
 
@@ -20,19 +25,23 @@ class MetricsFile:
     """Appends records to ``metrics.jsonl``; a resumed run first drops what came after its checkpoint.
 
     What cannot be written, to a disk that is full, is tried again with the next record.
+
+    Attributes:
+        last: the record up to which it was kept, if there is one.
     """
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= resumed_step]
+        self.last = kept[-1] if kept else None
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
+            file.write("".join(_line(record) for record in kept).encode())
         self.file = path.open("ab", buffering=0)
         self.unwritten = b""
 
     def __call__(self, record: Record) -> None:
         """Write one record."""
-        self.unwritten += (json.dumps(record) + "\n").encode()
+        self.unwritten += _line(record).encode()
         with contextlib.suppress(OSError):
             self.unwritten = self.unwritten[self.file.write(self.unwritten) :]
 
@@ -46,16 +55,46 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """Records of a ``metrics.jsonl``; a line that a crash cut short is left out."""
+    """Records of a ``metrics.jsonl``.
+
+    A line that is damaged is left out, with a warning; but the last one without, if a crash has cut it short.
+
+    Raises:
+        InputError: it is no regular file.
+    """
+    records: list[Record] = []
     if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+        return records
+    damaged: list[int] = []
+    for number, line in enumerate(read_lines(path, MOST_METRICS), 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            records.append(typed(Record, loads(line), f"{path}, line {number}"))
+        except ValueError:
+            if line.endswith("\n"):
+                damaged.append(number)
+    if damaged:
+        lines = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines, the first {damaged[0]}, are"
+        warnings.warn(f"{path}: {lines} damaged and left out", stacklevel=2)
     return records
+
+
+def exact_loss(run: Path) -> float | None:
+    """The loss over all of the validation data that a finished training left, nats per token; None without such data.
+
+    Raises:
+        InputError: the training has not ended, or its loss was not finite. An estimate is never taken for it.
+    """
+    records = read_metrics(run / "metrics.jsonl")
+    if not records or records[-1].get("validation_is_estimate"):
+        raise InputError(f"{run} has not measured the loss at its end; gpt2lab train --resume {run} does")
+    loss = records[-1].get("validation_loss")
+    if loss is None and "validation_loss" in records[-1]:
+        raise InputError(f"the loss of {run} is not finite at its end: it diverged")
+    return loss
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def tensorboard_sink(folder: Path, step: int = 0) -> Sink:
@@ -74,7 +113,8 @@ def tensorboard_sink(folder: Path, step: int = 0) -> Sink:
 
     def write(record: Record) -> None:
         for name, value in record.items():
-            writer.add_scalar(name, value, record["step"])
+            if value is not None:
+                writer.add_scalar(name, value, record["step"])
         writer.flush()
 
     return write
@@ -108,16 +148,16 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
         colour, shown = f"C{index}", name_in_plot(name)
         axes.plot(
             [r["tokens"] for r in records],
-            [r["loss"] for r in records],
+            [math.nan if r["loss"] is None else r["loss"] for r in records],
             color=colour,
             alpha=0.35,
             lw=1,
             label=f"{shown}, training",
         )
-        measured = [r for r in records if "validation_loss" in r]
+        measured = [r for r in records if r.get("validation_loss") is not None]
         axes.plot(
             [r["tokens"] for r in measured],
-            [r["validation_loss"] for r in measured],
+            [r["validation_loss"] or math.nan for r in measured],
             color=colour,
             marker="o",
             ms=4,

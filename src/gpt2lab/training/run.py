@@ -28,8 +28,9 @@ from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.corpora import Split
 from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError, TrainingError, tell
-from gpt2lab.files import atomic_write, locked_folder
+from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
+from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2
 from gpt2lab.model.saving import TOKENIZER, read_config
 from gpt2lab.options import given_options, taking
@@ -40,9 +41,9 @@ from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
 from gpt2lab.training.choices import choose_threads
-from gpt2lab.training.metrics import plot_losses, read_metrics, tensorboard_sink, wandb_sink
+from gpt2lab.training.metrics import exact_loss, plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.signals import Signals
-from gpt2lab.training.trainer import Trainer, TrainingResult
+from gpt2lab.training.trainer import LostFolderError, Trainer, TrainingResult
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
@@ -121,6 +122,9 @@ def train(**given: Any) -> Run:
         processes.on_the_first(partial(_begin, stack, run, settings, text.tokenizer))
         try:
             result = trainer.train()
+        except LostFolderError:
+            processes.on_the_first(partial(_describe, run, settings, text.tokenizer))
+            raise
         except KeyboardInterrupt:  # a second Ctrl-C: the first one saves
             raise KeyboardInterrupt(_left(run, settings.model.attention)) from None
         samples = None if result.stopped_by else _samples(trainer, text.tokenizer)
@@ -165,7 +169,7 @@ def _launched(options: dict[str, Any]) -> Run:
     attention = load_attention(options.get("attention"))
     model, tokenizer = load(folder, attention=attention, checkpoint="last")
     state = read_state(find_checkpoint(folder, "last", WEIGHTS))
-    loss = None if stopped else read_metrics(folder / "metrics.jsonl")[-1].get("validation_loss")
+    loss = None if stopped else exact_loss(folder)
     return Run(folder, model, tokenizer, loss, state.step, state.seconds, stopped)
 
 
@@ -192,6 +196,8 @@ def _place(stack: ExitStack, settings: RunSettings, resume: str | Path | None) -
     asked = resume or settings.training.out
     run = Path(asked or processes.on_the_first(partial(_new_folder, stack, settings.model)))
     if resume is not None or _is_of_this_job(run):
+        # First, because another process that trains there would delete the checkpoint that is read here.
+        processes.on_the_first(partial(stack.enter_context, locked_folder(run)))
         return run, find_checkpoint(run, "last")
     if checkpoints_of(run):
         raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
@@ -248,8 +254,13 @@ def _set_up(
     trainer = Trainer(network, datasets["train"], datasets.get("validation"), training, console=console)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        if (step := trainer.state.step) >= trainer.steps:
+        if (step := trainer.state.step) > trainer.steps:
             raise InputError(f"{run} is at step {step} already; --max-steps with a larger number goes on")
+        if step == trainer.steps:
+            console.print(
+                f"{run} is at step {step} already: what follows the last step is done again (--max-steps with a larger "
+                "number goes on)"
+            )
     training = trainer.config = replace(training, threads=_threads(trainer, options, checkpoint is not None, console))
     # What "auto" came to here is part of the run, so that going on with it computes the same.
     precise, compiled = trainer.precision == torch.bfloat16, trainer.compiled
@@ -288,10 +299,15 @@ def _affordable_steps(model: GPT2, training: TrainerConfig) -> int:
 def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokenizer) -> None:
     """Take the run folder, and write what repeats the run."""
     stack.enter_context(locked_folder(run))
-    settings.save(run / "config.yaml")
-    tokenizer.save(run / TOKENIZER)
+    sweep(run)
+    _describe(run, settings, tokenizer)
     if name := processes.job():
         (run / JOB).write_text(name, encoding="utf-8")
+
+
+def _describe(run: Path, settings: RunSettings, tokenizer: Tokenizer) -> None:
+    """Write what repeats the run."""
+    replace_files(run, {"config.yaml": settings.to_yaml(), TOKENIZER: tokenizer.save})
 
 
 def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:

@@ -1,6 +1,7 @@
 """How soon this machine reaches the loss of a public recipe for CPUs. Rules and records: docs/speedrun.md."""
 
 import json
+import math
 import os
 import re
 import statistics
@@ -15,7 +16,7 @@ from typing import Any
 
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
 from gpt2lab.errors import InputError
-from gpt2lab.training.metrics import read_metrics
+from gpt2lab.training.metrics import exact_loss
 
 TARGET = 1.88
 # The record's recipe, beside what `gpt2lab train` does unless told otherwise.
@@ -104,7 +105,7 @@ def train_cold(text: Path, recipe: Mapping[str, Any], seed: int) -> Attempt:
         options = {"text": str(text), **CONDITIONS, **recipe, "seed": seed, "out": f"{folder}/run"}
         command = [sys.executable, "-u", "-m", "gpt2lab.training.run", json.dumps(options)]
         seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches)
-        return Attempt(seed, seconds, read_metrics(Path(folder) / "run" / "metrics.jsonl")[-1]["validation_loss"])
+        return Attempt(seed, seconds, exact_loss(Path(folder) / "run") or math.nan)
 
 
 def seconds_until(

@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.errors import InputError, TrainingError
-from gpt2lab.files import locked_folder
+from gpt2lab.files import FolderWatch, locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import assert_cached, positions_to_probe, try_to_learn
 from gpt2lab.progress import counted
-from gpt2lab.runs.folder import TrainingState, checkpoints_of
+from gpt2lab.runs.folder import TrainingState, checkpoints_of, last_healthy
 from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training.batches import Batch, Pair, training_batches, validation_batches
@@ -42,7 +42,7 @@ from gpt2lab.training.processes import (
     summed,
 )
 from gpt2lab.training.randomness import drawing, seed_generators
-from gpt2lab.training.sharding import check_processes, gathered, wrap
+from gpt2lab.training.sharding import as_shard, check_processes, gathered, wrap
 from gpt2lab.training.signals import Signals
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 2000
 RECORD_EVERY = 10
+EXPLODED = 3.0  # times the loss of guessing
 PATIENCE = 3  # records of slow steps before it is told: one pause says nothing
 
 
@@ -60,6 +61,10 @@ class TrainingResult:
     step: int
     validation_loss: float | None
     stopped_by: signal.Signals | None = None
+
+
+class LostFolderError(TrainingError):
+    """The run folder is not the one that it was; a checkpoint was saved in a new one."""
 
 
 @dataclass
@@ -134,13 +139,18 @@ class Trainer:
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
         self.unread: list[Tensor | None] = []  # what update() returned for the steps that nobody has looked at yet
         self.skips = 0  # steps in a row that were skipped up to the last look
+        self.recent = 0.0  # the last loss that was seen, of the validation data or of the steps since the last look
+        self.ended = False  # whether what follows the last step is done
         self.fastest, self.slow = math.inf, 0  # seconds of a step; how many records in a row were three times slower
 
     def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint folder: weights, optimisers, random generators and place in the data."""
         self.state = restore_training(checkpoint, self.model, self.optimizers)
         self.unread.clear()
-        self.skips = 0
+        self.skips, self.ended = 0, False
+        if step := self.state.step:
+            tokens = self.state.tokens // step
+            self._set_learning_rate(tokens, before=self.state.tokens - tokens)
 
     def describe(self) -> str:
         """One line on how it trains here."""
@@ -171,30 +181,33 @@ class Trainer:
 
         Raises:
             InputError: the run folder holds a run already, or another process trains in it.
-            TrainingError: too many steps in a row had gradients that are not finite, or a process was lost.
+            TrainingError: too many steps in a row had gradients that are not finite, or a process or the run folder was
+                lost.
             OSError: the last checkpoint cannot be written.
         """
         config, run = self.config, Path(self.config.out) if self.config.out else None
         eval_every, eval_tokens = config.estimates(self.steps, self.model.config.max_seq_len)
         if self.test_dataset is None:
             eval_every = 0
-        begun, stop = self.state.step, 0
-        if begun == 0:
+        stop = 0
+        if self.state.step == 0:
             if run is not None and checkpoints_of(run):
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
             seed_generators(config.seed + rank())
         with ExitStack() as stack:
             if config.threads is not None:
                 stack.enter_context(torch_threads(config.threads))
+            watch = None
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
+                watch = FolderWatch(run, ".lock", "config.yaml", "tokenizer.json") if rank() == 0 else None
             stack.enter_context(naming_lost_processes())
             signals = stack.enter_context(Signals())
+            self.started = time.perf_counter() - self.state.seconds
+            self.last_told = time.perf_counter(), self.state.tokens
             sinks = self._listeners(stack, run)
             batches = self.batches()
             self.model.train()
-            self.started = time.perf_counter() - self.state.seconds
-            self.last_told = time.perf_counter(), self.state.tokens
             while self.state.step < self.steps and not stop:
                 loss, tokens = self.update(batches)
                 self.unread.append(loss)
@@ -202,22 +215,26 @@ class Trainer:
                 self.state = dataclasses.replace(self.state, step=step, tokens=tokens, validation_loss=None)
                 saves = run is not None and (step == self.steps or at(config.checkpoint_every, step))
                 measures = saves or step == self.steps or at(eval_every, step)
-                if measures or at(RECORD_EVERY, step):
+                looks = measures or at(RECORD_EVERY, step)
+                if looks:
                     self._look(eval_tokens if measures else None)
-                    hopeless, measured = self.skips >= config.max_skips, self.state.validation_loss is not None
-                    if hopeless or (step < self.steps and (measured or at(RECORD_EVERY, step))):
-                        self._tell(sinks)
-                    if hopeless:
-                        raise TrainingError(_why_hopeless(self.skips, step, run))
-                stop, save = highest(signals.stop, signals.save)
+                    self._report(sinks)
+                gone = looks and watch is not None and watch.is_lost()
+                stop, save, lost = highest(signals.stop, signals.save, gone)
                 signals.save = False
-                if run is not None and (stop or save or saves):
-                    self._save(run, last=stop > 0 or step == self.steps)
+                if run is not None and (stop or save or saves or lost):
+                    self._save(run, last=stop > 0 or lost > 0 or step == self.steps)
+                if lost:
+                    raise LostFolderError(
+                        f"the run folder {run} was deleted, moved or emptied while it was trained into; a checkpoint "
+                        f"of step {step} is saved in a new one of that name: gpt2lab train --resume {run}"
+                    )
             signals.give_back(*signals.STOPPING)  # all is saved, and what follows may be interrupted
             exact = None
-            if begun < self.state.step == self.steps:
+            if self.state.step == self.steps and not self.ended:
                 exact = self._measured()
                 self._tell(sinks, exact)
+                self.ended = True
         self.model.eval()
         return TrainingResult(self.state.step, exact, signal.Signals(stop) if stop else None)
 
@@ -236,12 +253,29 @@ class Trainer:
         if self.idle:
             more = f" and {len(self.idle) - 3} more" if len(self.idle) > 3 else ""
             self._say(f"note: {', '.join(self.idle[:3])}{more}: no gradient, so training leaves that as it is")
-        files = [stack.enter_context(MetricsFile(run / "metrics.jsonl", self.state.step))] if run is not None else []
+        files = []
+        if run is not None:
+            # The record of the last step is written again, since what it tells is measured again.
+            kept = self.state.step - (self.state.step == self.steps and not self.ended)
+            files = [stack.enter_context(MetricsFile(run / "metrics.jsonl", kept))]
+            if (last := files[0].last) is not None:
+                self.last_told = self.started + last["seconds"], last["tokens"]
+                if last["step"] == self.state.step:  # it has told these
+                    self.state = dataclasses.replace(self.state, losses=[])
         return [
             *self.sinks,
             *files,
             lambda record: self.show(TrainingProgress(self.state.step, self.steps, record=record)),
         ]
+
+    def _report(self, sinks: list[Sink]) -> None:
+        """Tell what the last look has seen, where that is due; and end a training that learns nothing any more."""
+        step, hopeless = self.state.step, self.skips >= self.config.max_skips
+        measured = self.state.validation_loss is not None
+        if hopeless or (step < self.steps and (measured or at(RECORD_EVERY, step))):
+            self._tell(sinks)
+        if hopeless:
+            raise TrainingError(_why_hopeless(self.skips, step, Path(self.config.out) if self.config.out else None))
 
     def _say(self, message: str) -> None:
         """Tell a sentence."""
@@ -260,11 +294,16 @@ class Trainer:
         learned = [loss for loss in losses if not math.isnan(loss)]
         skipped = len(self.unread) - len(learned)
         self.unread.clear()
+        measured = self._measured(eval_tokens) if eval_tokens else None
+        if measured is not None:
+            self.recent = measured
+        elif learned:
+            self.recent = fmean(learned)
         self.state = dataclasses.replace(
             self.state,
             losses=[*self.state.losses, *learned],
             skipped=self.state.skipped + skipped,
-            validation_loss=self._measured(eval_tokens) if eval_tokens else self.state.validation_loss,
+            validation_loss=self.state.validation_loss if measured is None else _finite(measured),
             seconds=time.perf_counter() - self.started,
         )
 
@@ -289,7 +328,7 @@ class Trainer:
             "step": state.step,
             "tokens": state.tokens,
             "seconds": round(state.seconds, 3),
-            "loss": fmean(state.losses) if state.losses else math.nan,
+            "loss": _finite(fmean(state.losses)) if state.losses else None,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": speed,
             "peak_memory": peak_memory(self.device),
@@ -301,8 +340,8 @@ class Trainer:
             self.peak = max(self.peak, peak_flops(self.device, self.precision))
         if reached <= self.peak:
             record["peak_share"] = reached / self.peak
-        if state.validation_loss is not None:
-            record["validation_loss"] = state.validation_loss if exact is None else exact
+        if exact is not None or state.validation_loss is not None:
+            record["validation_loss"] = state.validation_loss if exact is None else _finite(exact)
             record["validation_is_estimate"] = exact is None
         for sink in sinks:
             sink(record)
@@ -324,6 +363,7 @@ class Trainer:
     def _save(self, run: Path, last: bool) -> None:
         """Write a checkpoint; a failure is told, and ends the training only if there will be no other one."""
         self._look()
+        self.state = dataclasses.replace(self.state, healthy=self._is_healthy())
         try:
             self.writer.wait()  # for the one before
         except OSError as error:
@@ -336,6 +376,14 @@ class Trainer:
             if last:
                 raise
             self._say_failure(error)
+
+    def _is_healthy(self) -> bool:
+        """Whether the weights are finite, and the loss is not far above that of guessing, ln V nats."""
+        held = [
+            tensor if (shard := as_shard(tensor)) is None else shard.to_local() for tensor in self.model.parameters()
+        ]
+        (infinite,) = highest(not all(bool(tensor.isfinite().all()) for tensor in held))
+        return not infinite and self.recent <= EXPLODED * math.log(max(2, self.model.config.vocab_size))
 
     def _say_failure(self, error: OSError) -> None:
         self._say(f"a checkpoint could not be written ({error}); the training goes on, and the next one is tried")
@@ -369,21 +417,22 @@ class Trainer:
         skip = ~gathered(norm).isfinite()
         if config.grad_norm_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_norm_clip, norm)
-        rate = self._learning_rate(tokens)
+        self._set_learning_rate(tokens, before=self.state.tokens)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             optimizer.found_inf = skip.float()
             optimizer.step()
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
 
-    def _learning_rate(self, tokens: int) -> float:
-        """Of the step that reads so many tokens next, as every step does."""
+    def _set_learning_rate(self, tokens: int, before: int) -> None:
+        """Set the rate of the step that reads so many tokens, as every step does, after those before."""
         config = self.config
         warmup = config.warmup_steps * tokens if config.warmup_tokens is None else config.warmup_tokens
         final = self.steps * tokens if config.final_tokens is None else config.final_tokens
-        return config.learning_rate * learning_rate_scale(config.schedule, self.state.tokens + tokens, warmup, final)
+        rate = config.learning_rate * learning_rate_scale(config.schedule, before + tokens, warmup, final)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     @torch.no_grad()
     def validation_loss(self, max_tokens: int | None = None) -> float:
@@ -437,6 +486,10 @@ def _check_trainable(model: GPT2, *datasets: Dataset[Pair] | None) -> None:
             )
 
 
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
+
+
 def at(every: int, step: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens at this one."""
     return every > 0 and step % every == 0
@@ -444,9 +497,10 @@ def at(every: int, step: int) -> bool:
 
 def _why_hopeless(skips: int, step: int, run: Path | None) -> str:
     told = f"the gradients of the last {skips} steps, up to step {step}, were not finite; "
-    if run is None or not checkpoints_of(run):
+    good = None if run is None else last_healthy(checkpoints_of(run))
+    if good is None:
         return told + "lower the learning rate"
     return told + (
-        f"the last good checkpoint is {checkpoints_of(run)[-1]}, and a lower rate goes on from the best one: "
+        f"the last good checkpoint is {good}, and a lower rate goes on from the best one: "
         f"gpt2lab train --init-from {run} --learning-rate …"
     )
