@@ -117,7 +117,8 @@ def replace_files(folder: Path, contents: Mapping[str, bytes | Callable[[Path], 
             replace(before, files={**before.files, **old}, becoming={**before.becoming, **new}).write(folder)
         for name, path in written.items():
             path.replace(folder / name)
-        Manifest(files={**before.files, **new}).write(folder)
+        left = {name: of for name, of in before.files.items() if (folder / name).exists()}
+        Manifest(files=dict(sorted({**left, **new}.items()))).write(folder)
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)

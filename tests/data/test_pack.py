@@ -154,19 +154,22 @@ def test_an_interrupted_packing_goes_on_and_ends_with_the_same_files(
     pack(inputs, tmp_path / "whole", **options)
     whole = files_in(tmp_path / "whole")
     assert len(whole) > 10
-    write, begun = pack_module.write_shard, itertools.count()
+    write, begun = pack_module.replace_files, itertools.count()
 
-    def interrupted(path: Path, pieces: object) -> int:
+    def interrupted(out: Path, contents: dict[str, Any]) -> None:
+        (name,) = contents
+        if name.endswith(".json"):
+            return write(out, contents)
         if next(begun) % 4 == 3:  # before a shard, or when it is written, but not yet in the record
-            if path.name[-5] in "02468":
-                write(path, pieces)  # type: ignore[arg-type]
-            (path.parent / f"{path.name}.0123.tmp").write_bytes(b"half a sh")
+            if name[-5] in "02468":
+                write(out, contents)
+            (out / f"{name}.{'0' * 32}.tmp").write_bytes(b"half a sh")
             raise KeyboardInterrupt
-        written.append(path.name)
-        return write(path, pieces)  # type: ignore[arg-type]
+        written.append(name)
+        return write(out, contents)
 
     written: list[str] = []
-    monkeypatch.setattr(pack_module, "write_shard", interrupted)
+    monkeypatch.setattr(pack_module, "replace_files", interrupted)
     for _ in range(len(whole)):
         try:
             pack(inputs, tmp_path / "parts", **options)
@@ -174,10 +177,10 @@ def test_an_interrupted_packing_goes_on_and_ends_with_the_same_files(
         except KeyboardInterrupt:
             assert not (tmp_path / "parts" / "tokens_000000.bin").exists() or written
     assert files_in(tmp_path / "parts") == whole
-    assert len(written) == len(set(written)) == len(whole) - 2  # none that was complete was made again
+    assert len(written) == len(set(written)) == len(whole) - 3  # none that was complete was made again
     pack(inputs, tmp_path / "parts", **options)
     assert files_in(tmp_path / "parts") == whole
-    assert len(written) == len(whole) - 2
+    assert len(written) == len(whole) - 3
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -215,6 +218,34 @@ def test_after_an_input_was_corrected_the_shards_before_it_are_kept(
     pack(inputs, tmp_path / "out", **options)
     assert files_in(tmp_path / "out") == files_in(tmp_path / "fresh")
     assert len(shard_files(tmp_path / "out")) - len(made) == min(before, tokens_before // 97)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.999])
+def test_a_flipped_bit_in_a_finished_shard_is_found_by_the_same_command_and_mended(
+    tmp_path: Path, inputs: list[Path], place: float
+) -> None:
+    pack(inputs, tmp_path / "out", "char", shard_tokens=500)
+    whole = files_in(tmp_path / "out")
+    name = "tokens_000001.bin"
+    content = bytearray(whole[name])
+    content[1024 + int(place * (len(content) - 1024))] ^= 1
+    (tmp_path / "out" / name).write_bytes(content)
+    pack(inputs, tmp_path / "out", "char", shard_tokens=500)
+    assert files_in(tmp_path / "out") == whole
+
+
+def test_a_record_or_a_tokenizer_that_was_edited_is_refused(tmp_path: Path, inputs: list[Path]) -> None:
+    out = tmp_path / "out"
+    pack(inputs, out, "char", shard_tokens=500)
+    record = out / "pack.json"
+    record.write_text(record.read_text().replace("[1, 0, ", "[1, 0, 1", 1))  # a shard begins elsewhere
+    with pytest.raises(InputError, match=r"pack\.json is damaged, or was edited since"):
+        pack(inputs, out, "char", shard_tokens=500)
+    CharTokenizer("other letters").save(tmp_path / "tokenizer.json")
+    (out / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    with pytest.raises(InputError, match=r"tokenizer\.json is damaged, or was edited since"):
+        load_tokenizer(out / "tokenizer.json")
 
 
 def test_shards_that_a_shorter_input_no_longer_fills_are_gone(

@@ -24,15 +24,18 @@ import torch
 from rich.console import Console
 
 from gpt2lab.data import CharTokenizer, TokenDataset
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.hardware import compiler_available
+from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import TrainingState, Which, checkpoints_of, last_healthy, read_state, verify_checkpoint
 from gpt2lab.runs.records import Record
 from gpt2lab.training import Trainer, TrainerConfig, find_checkpoint, load
+from gpt2lab.training.batches import Batch
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
-from gpt2lab.training.metrics import MetricsFile, read_metrics
+from gpt2lab.training.metrics import MetricsFile, exact_loss, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
+from gpt2lab.training.trainer import LostFolderError
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
 from tests.warm import warm_python
@@ -306,6 +309,62 @@ def test_nothing_in_a_run_folder_is_a_pickle(make_trainer: MakeTrainer, tmp_path
             list(map(json.loads, content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()]))
 
 
+# What a training comes to grief by
+
+
+def test_a_training_that_explodes_keeps_names_and_starts_from_its_last_healthy_checkpoint(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(max_steps=40, checkpoint_every=5, keep=1, eval_every=0, out=tmp_path, validate=False)
+    update = trainer.update
+
+    def explode(batches: Iterator[Batch]) -> tuple[torch.Tensor | None, int]:
+        with torch.no_grad():
+            if trainer.state.step == 12:
+                trainer.model.embeddings.token.weight.mul_(1e9)
+            if trainer.state.step >= 20:
+                trainer.model.embeddings.token.weight.fill_(math.nan)
+        return update(batches)
+
+    trainer.update = explode  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"the last good checkpoint is .*step-00000010, and a lower rate"):
+        trainer.train()
+    assert names(tmp_path)[0] == "step-00000010"
+    healthy = {folder.name: read_state(folder).healthy for folder in checkpoints_of(tmp_path)}
+    assert healthy.pop("step-00000010")
+    assert healthy
+    assert not any(healthy.values())
+    assert find_checkpoint(tmp_path, "best").name == "step-00000010"
+    for file in (tmp_path / "metrics.jsonl", checkpoints_of(tmp_path)[-1] / "state.json"):
+        assert "NaN" not in file.read_text()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "emptied"])
+def test_a_run_folder_that_is_lost_ends_the_training_with_a_sentence_and_what_can_be_saved(
+    make_trainer: MakeTrainer, tmp_path: Path, how: str
+) -> None:
+    run = tmp_path / "run"
+    trainer = make_trainer(max_steps=30, checkpoint_every=0, eval_every=0, out=run)
+    run.mkdir()
+    (run / "config.yaml").touch()
+
+    def lose(record: Record) -> None:
+        if record["step"] == 10 and how == "moved":
+            run.rename(tmp_path / "elsewhere")
+        elif record["step"] == 10:
+            shutil.rmtree(run)
+            if how == "emptied":
+                run.mkdir()
+
+    trainer.sinks.append(lose)
+    with pytest.raises(LostFolderError, match=r"run was deleted, moved or emptied .* of step 10 is saved .*--resume"):
+        trainer.train()
+    assert names(run) == ["step-00000010"]
+    again = make_trainer(max_steps=30, out=run)
+    again.restore(find_checkpoint(run, "last"))
+    assert again.train().step == 30
+
+
 # Going on
 
 
@@ -424,6 +483,26 @@ def test_seconds_and_tokens_go_on_where_they_were(make_trainer: MakeTrainer, tmp
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [record["tokens"] for record in records] == [record["step"] * 32 for record in records]
     assert [record["seconds"] for record in records] == sorted(record["seconds"] for record in records)
+
+
+def test_going_on_at_the_last_step_measures_and_tells_the_end_again(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=6, eval_every=4, eval_tokens=64, out=tmp_path)
+    exact = trainer.train().validation_loss
+    whole = without_clock(read_metrics(tmp_path / "metrics.jsonl"))
+    assert whole[-1]["validation_is_estimate"] is False
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for left in (lines[:-1], lines[:1], lines):  # killed before it was told; with a disk that was full; after all
+        (tmp_path / "metrics.jsonl").write_text("".join(left))
+        if len(left) < len(lines):
+            with pytest.raises(InputError, match="has not measured the loss at its end"):
+                exact_loss(tmp_path)
+        again = make_trainer(max_steps=6, eval_every=4, eval_tokens=64, out=tmp_path)
+        again.restore(find_checkpoint(tmp_path, "last"))
+        assert again.train().validation_loss == exact
+        assert exact_loss(tmp_path) == exact
+        found = without_clock(read_metrics(tmp_path / "metrics.jsonl"))
+        assert found[-1] == pytest.approx(whole[-1]) or len(left) == 1
+        assert [record["step"] for record in found] == [record["step"] for record in whole]
 
 
 def test_a_finished_training_does_nothing_when_it_is_asked_again(make_trainer: MakeTrainer) -> None:
@@ -643,6 +722,53 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, train_d
     model = tiny_model(train_data.vocab_size, position="rope")
     with pytest.raises(InputError, match="another architecture"):
         restore_training(find_checkpoint(finished), model, [])
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "another shape that broadcasts": (
+        "model",
+        lambda t: t.update({"blocks.0.attention_norm.weight": torch.ones(1)}),
+        r"attention_norm.weight is \(1,\) float32, not \(16,\) float32",
+    ),
+    "another precision": (
+        "model",
+        lambda t: t.update({"final_norm.bias": torch.zeros(16, dtype=torch.float64)}),
+        r"final_norm.bias is \(16,\) float64, not \(16,\) float32",
+    ),
+    "a tensor too much": ("model", lambda t: t.update({"more": torch.ones(2)}), "more is in only one of both"),
+    "a tensor too few": ("model", lambda t: t.pop("final_norm.bias"), "final_norm.bias is in only one of both"),
+    "half an optimiser": (
+        "optimizer",
+        lambda t: [t.pop(name) for name in sorted(t)[::2]],
+        "was not written by these optimisers",
+    ),
+    "a moment that broadcasts": (
+        "optimizer",
+        lambda t: t.update({"exp_avg/final_norm.bias": torch.ones(1)}),
+        r"exp_avg/final_norm.bias is \(1,\) float32, not",
+    ),
+    "no count of steps": (
+        "optimizer",
+        lambda t: t.update({"step/final_norm.bias": torch.ones(3)}),
+        "step/final_norm.bias is no count of steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tensors_of_other_names_shapes_and_precisions_are_refused(
+    finished: Path, make_trainer: MakeTrainer, tmp_path: Path, change: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    checkpoint, (name, make, words) = find_checkpoint(run, "last"), CHANGES[change]
+    path = checkpoint / f"{name}.safetensors"
+    tensors = {n: tensor.clone() for n, tensor in safetensors.torch.load_file(path).items()}
+    make(tensors)
+    replace_files(checkpoint, {path.name: safetensors.torch.save(tensors)})
+    trainer = make_trainer(tiny_model(make_trainer().model.config.vocab_size))
+    with pytest.raises(InputError, match=words):
+        trainer.restore(find_checkpoint(run, "last"))
 
 
 def test_a_checkpoint_of_another_optimiser_is_refused(finished: Path, make_trainer: MakeTrainer) -> None:

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +36,9 @@ from gpt2lab.data.settings import PackSettings
 from gpt2lab.data.shards import MOST_IDS, Shards, read_shard, write_shard
 from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write, locked_folder
+from gpt2lab.files import locked_folder, sweep
+from gpt2lab.manifests import replace_files, verify_if_listed
+from gpt2lab.reading import read_json
 
 RECORD = "pack.json"
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
@@ -129,9 +132,10 @@ def pack(
     starts: list[Place] = record["starts"]
     with locked_folder(out):
         if used is not None:
-            used.save(out / "tokenizer.json")
+            replace_files(out, {"tokenizer.json": used.save})
             _save(out, record)
-        for remains in {*out.glob("*.tmp"), *out.glob("tokens_*.bin")} - set(_complete(out, starts)):
+        sweep(out)
+        for remains in {*out.glob("tokens_*.bin")} - set(_complete(out, starts)):
             remains.unlink()  # of a packing that was killed, or of inputs that changed
         if not record["finished"]:
             with contextlib.closing(
@@ -139,7 +143,8 @@ def pack(
             ) as encoded:
                 stream = _Stream(encoded, starts[-1])
                 while stream.more():
-                    write_shard(_path(out, len(starts) - 1), stream.take(shard_tokens))
+                    name, portion = _path(out, len(starts) - 1).name, stream.take(shard_tokens)
+                    replace_files(out, {name: partial(write_shard, pieces=portion)})
                     starts.append(stream.place)
                     _save(out, record)
             record["finished"] = True
@@ -147,6 +152,16 @@ def pack(
     shards = Shards(str(out), _complete(out, starts))
     shards.notes = (*equal_files(files), *(left_out.notes() if left_out else ()))
     return shards
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What ``pack.json`` holds: the options, size and time of change of the inputs, and where shards begin in them."""
+
+    options: dict[str, object]
+    states: list[list[int]]
+    starts: list[tuple[int, int, int]]
+    finished: bool
 
 
 class _Stream:
@@ -296,23 +311,23 @@ def _complete(out: Path, starts: list[Place]) -> list[Path]:
 
 
 def _save(out: Path, record: dict[str, Any]) -> None:
-    with atomic_write(out / RECORD) as file:
-        file.write(json.dumps(record).encode())
+    replace_files(out, {RECORD: json.dumps(record).encode()})
 
 
 def _kept(out: Path, options: dict[str, Any], states: list[list[int]]) -> dict[str, Any]:
     """What of a packing that was begun still holds: where those shards begin of which nothing is damaged or changed."""
     try:
-        begun = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        starts, finished = [Place(*start) for start in begun["starts"]], bool(begun["finished"])
-        were, states_were = dict(begun["options"]), list(begun["states"])
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{out / RECORD} is damaged; choose another --out") from None
+        verify_if_listed(out / RECORD)
+        begun = read_json(_Record, out / RECORD)
+    except InputError as error:
+        raise InputError(f"{error}; or choose another --out") from None
+    starts, finished = [Place(*start) for start in begun.starts], begun.finished
+    were, states_were = begun.options, begun.states
     for name, value in options.items():
         if were.get(name) != value:
             told = "other inputs, or in another order" if name == "inputs" else f"{name}={were.get(name)}, not {value}"
             raise InputError(f"{out} was begun with {told}; repeat what it was begun with, or choose another --out")
-    changed = next((i for i, state in enumerate(states) if state != states_were[i]), len(states))
+    changed = next((i for i, state in enumerate(states) if [state] != states_were[i : i + 1]), len(states))
     if changed < len(states) and options["tokenizer"] in LEARNED:
         raise InputError(
             f"{options['inputs'][changed]} changed since {out} was begun, and its tokenizer was learned from that; "
@@ -330,6 +345,7 @@ def _kept(out: Path, options: dict[str, Any], states: list[list[int]]) -> dict[s
 def _is_whole(path: Path, num_tokens: int | None) -> bool:
     """Whether a shard is there and undamaged, and as long as it should be (None: any length)."""
     try:
+        verify_if_listed(path)
         return num_tokens in (None, len(read_shard(path)))
     except InputError:
         return False

@@ -10,7 +10,7 @@ when it is cut, and lie at any address: where memory is not aligned, kernels rou
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from gpt2lab.files import flush
 from gpt2lab.manifests import list_all
 from gpt2lab.model import GPT2
 from gpt2lab.model.saving import read_config, save_tensors
+from gpt2lab.reading import regular_file
 from gpt2lab.runs.folder import TrainingState, best_of, checkpoints_of, last_healthy, read_state
 from gpt2lab.training.optimizers import AdamW, Muon
 from gpt2lab.training.processes import num_processes, on_the_first, rank
@@ -216,25 +217,32 @@ def restore_training(folder: Path, model: GPT2, optimizers: Sequence[Optimizer])
     with torch.no_grad():
         weights = model.weights()
         with _reading(folder / "model.safetensors") as file:
+            if others := {*file.names} ^ {*weights}:
+                raise InputError(f"{file.path} is of another model: {min(others)} is in only one of both")
             for name, tensor in weights.items():
-                copy_share(file.get_tensor(name), tensor)
+                copy_share(file.tensor_like(name, tensor), tensor)
         places = _places(model, optimizers)
         with _reading(folder / "optimizer.safetensors") as file:
-            stored = set(file.keys())
-            if not stored <= set(places):
+            stored = {*file.names}
+            # A user's mechanism may have parameters without a gradient; without targets, there was no step at all.
+            missing = {*places} - stored if stored and model.mechanism_class is None else set()
+            if missing or not stored <= {*places}:
                 raise InputError(
-                    f"{folder / 'optimizer.safetensors'} was not written by these optimisers; go on with the "
-                    "--optimizer that the run was begun with"
+                    f"{file.path} was not written by these optimisers; go on with the --optimizer that the run was "
+                    "begun with"
                 )
             for name in stored:
-                value, (slots, slot, parameter) = file.get_tensor(name), places[name]
+                slots, slot, parameter = places[name]
                 if slot == "step":
-                    slots[slot] = value.reshape(()).to(parameter.device, copy=True)  # a view of the file else
+                    count = file.get_tensor(name).reshape(-1)
+                    if count.shape != (1,) or count.dtype != torch.float32:
+                        raise InputError(f"{file.path} is damaged: {name} is no count of steps")
+                    slots[slot] = count[0].to(parameter.device, copy=True)  # a view of the file else
                 else:
                     slots[slot] = torch.zeros_like(parameter)
-                    copy_share(value, slots[slot])
+                    copy_share(file.tensor_like(name, parameter), slots[slot])
     with _reading(folder / "random.safetensors") as file:
-        restore_generators({name: file.get_tensor(name) for name in file.keys()}, state.step)  # noqa: SIM118
+        restore_generators({name: file.get_tensor(name) for name in file.names}, state.step)
     return state
 
 
@@ -256,11 +264,33 @@ def _places(model: GPT2, optimizers: Sequence[Optimizer]) -> dict[str, tuple[Ten
     }
 
 
+class _Tensors:
+    """The tensors of an open safetensors file, which are views of it."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path = path
+        self.names: list[str] = file.keys()
+        self.get_tensor: Callable[[str], Tensor] = file.get_tensor
+
+    def tensor_like(self, name: str, expected: Tensor) -> Tensor:
+        """One that has to have the shape and the precision of another (shapes that broadcast would be copied, too).
+
+        Raises:
+            InputError: it has not.
+        """
+        found = self.get_tensor(name)
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            kinds = (f"{tuple(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in (found, expected))
+            raise InputError(f"{self.path} is of another model: {name} is {', not '.join(kinds)}")
+        return found
+
+
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator[_Tensors]:
+    regular_file(path)
     try:
         with safe_open(path, "pt") as file:
-            yield file
+            yield _Tensors(path, file)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is missing or damaged: {error}") from None
 
