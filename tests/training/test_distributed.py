@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -334,6 +335,71 @@ def test_what_only_the_first_process_finds_wrong_is_one_sentence_for_all(rhyme_f
     for done, words in ((missing, "nowhere.txt"), (locked, f"another process writes into {run} now")):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        (
+            "--learning-rate",
+            "0.00{rank}",
+            "the processes were started with different options: learning_rate is 0.001 in process 0 and",
+        ),
+        ("--text", "{folder}/{rank}.txt", "process 1 cannot go on: no such file, folder or glob: '{folder}/2.txt'"),
+        ("--config", "{folder}/{rank}.yaml", "process 1 cannot go on: there is no file {folder}/2.yaml"),
+    ],
+)
+def test_what_differs_between_processes_is_one_sentence_before_anything_waits(
+    rhyme: str, tmp_path: Path, option: str, value: str, words: str
+) -> None:
+    (tmp_path / "1.txt").write_text(rhyme, encoding="utf-8")
+    (tmp_path / "1.yaml").write_text("dropout: 0.1", encoding="utf-8")
+    each = tmp_path / "each.py"
+    each.write_text(
+        "import os, sys\nfrom gpt2lab.cli import main\nrank = str(int(os.environ['RANK']) + 1)\n"
+        "sys.exit(main([word.replace('{rank}', rank) for word in sys.argv[1:]]))\n"
+    )
+    options = {"--text": tmp_path / "1.txt", option: value.replace("{folder}", str(tmp_path))}
+    words_given = [word for pair in options.items() for word in pair]
+    done = run(*torchrun(warm_python(), 2, each, "train", *words_given, *TINY, "--out", tmp_path / "run"))
+    assert done.returncode != 0
+    assert f"gpt2lab: {words.replace('{folder}', str(tmp_path))}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "address"), [("0", "no.such.host.invalid"), ("1", "127.0.0.1"), ("0", "used"), ("x", "127.0.0.1")]
+)
+def test_processes_that_cannot_find_each_other_are_one_sentence(
+    rhyme_file: Path, tmp_path: Path, rank: str, address: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if address == "used" else "1"
+        names = {"MASTER_ADDR": "127.0.0.1" if address == "used" else address, "MASTER_PORT": str(port)}
+        ranks = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+        options = ["--text", rhyme_file, *TINY, "--timeout", 2, "--out", tmp_path / "run"]
+        done = train(*options, **names, **ranks)
+    sentence = [line for line in done.stderr.splitlines() if line.startswith("gpt2lab: ")]
+    assert (done.returncode, len(sentence)) == (2, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "the processes cannot find each other at " in sentence[0]
+
+
+@pytest.mark.slow
+def test_when_the_launcher_is_killed_its_processes_save_and_end(rhyme_file: Path, tmp_path: Path) -> None:
+    process = start(2, tmp_path / "run", rhyme_file)
+    wait_for_checkpoint(tmp_path / "run", process)
+    ranks = children(process)
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + LONG
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < deadline, "they go on"
+        time.sleep(0.1)
+    find_checkpoint(tmp_path / "run", "last")
+    with locked_folder(tmp_path / "run"):
+        pass
 
 
 def test_a_job_that_is_started_again_goes_on_with_its_own_run_only(rhyme_file: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -57,14 +58,23 @@ def joined_processes(device: str, timeout: float) -> Iterator[None]:
         return
     on_cuda = torch.cuda.is_available() and device.startswith(("cuda", "auto"))
     if on_cuda:
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        if int(os.environ.get("LOCAL_RANK", "0")) >= torch.cuda.device_count():
             raise InputError(
                 f"there are {torch.cuda.device_count()} GPUs for more processes; start as many as there are GPUs, or "
                 "take --device cpu"
             )
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     patience = timedelta(seconds=timeout)
-    store, mine, number = next(rendezvous("env://", timeout=patience))
+    try:
+        store, mine, number = next(rendezvous("env://", timeout=patience))
+    except (RuntimeError, ValueError, OSError) as error:
+        where = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise InputError(
+            f"the processes cannot find each other at {where} ({' '.join(str(error).split())[:200]}); start them with "
+            "torchrun, which names the same free port of the first machine to all of them"
+        ) from None
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # After a restart the store still holds the addresses of processes that are gone (seen in torch 2.13). Agents of
         # several machines count their restarts apart; there a setting of torchrun makes a new store (docs/scaling.md).
@@ -76,6 +86,13 @@ def joined_processes(device: str, timeout: float) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _end_with(launcher: int) -> None:
+    """End this process, which saves first, when what started it is gone: nobody else would end it."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -153,6 +170,46 @@ def on_the_first(act: Callable[[], T], group: dist.ProcessGroup | None = None) -
     return cast(T, told[0])
 
 
+def in_all(act: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Do something in every process; what one of them finds wrong ends all of them, before any waits for it.
+
+    Raises:
+        InputError: of this process, or naming the first one that raised it.
+        OSError: likewise.
+    """
+    try:
+        made, wrong = [act()], None
+    except (InputError, OSError) as error:
+        if num_processes() == 1:
+            raise
+        made, wrong = [], error
+    if num_processes() > 1:
+        told: list[str | None] = [None] * num_processes()
+        dist.all_gather_object(told, None if wrong is None else str(wrong), group)
+        if wrong is not None:
+            raise wrong
+        if (number := next((n for n, said in enumerate(told) if said is not None), None)) is not None:
+            raise InputError(f"process {number} cannot go on: {told[number]}")
+    return made[0]
+
+
+def check_alike(options: Mapping[str, object]) -> None:
+    """See to it that all processes were given the same.
+
+    Raises:
+        InputError: in all of them, naming what differs.
+    """
+    told: list[Mapping[str, object]] = [options] * num_processes()
+    if num_processes() > 1:
+        dist.all_gather_object(told, options)
+    for number, others in enumerate(told):
+        if name := next((n for n in {**told[0], **others} if told[0].get(n) != others.get(n)), None):
+            raise InputError(
+                f"the processes were started with different options: {name} is {told[0].get(name)!r} in process 0 and "
+                f"{others.get(name)!r} in process {number}"
+            )
+
+
 def first_then_others(act: Callable[[], T]) -> T:
     """Do something in the first process, and then in the others, which find on disk what that left there."""
     if num_processes() == 1:
@@ -160,7 +217,7 @@ def first_then_others(act: Callable[[], T]) -> T:
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # encoding a large text takes its time
     made: list[T] = []
     on_the_first(lambda: made.append(act()), patient)
-    return made[0] if made else act()
+    return in_all(lambda: made[0] if made else act(), patient)
 
 
 def launch(processes: int, *command: str) -> int:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,13 +32,14 @@ from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
 from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2
+from gpt2lab.model.attention import Mechanism
 from gpt2lab.model.saving import TOKENIZER, read_config
 from gpt2lab.options import given_options, taking
 from gpt2lab.progress import plain_console, shown
 from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
 from gpt2lab.runs.given import merged_with_file, refuse_another_model, refuse_another_tokenizer
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
+from gpt2lab.runs.settings import DataSettings, ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import exact_loss, plot_losses, read_metrics, tensorboard_sink, wandb_sink
@@ -47,6 +48,9 @@ from gpt2lab.training.trainer import LostFolderError, Trainer, TrainingResult
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
+
+# What may differ between machines; the hash of the text tells whether it is the same.
+OF_A_MACHINE = ("text", "init_from", "attention", "device", "threads")
 
 # Where a run keeps what torchrun called the job that began it.
 JOB = ".job"
@@ -102,14 +106,18 @@ def train(**given: Any) -> Run:
             raise InputError("progress hears of a training in this process only; leave it out, or processes")
         return _launched(options)
     console = plain_console(quiet=progress is not None)
-    merged = merged_with_file(options)
-    timeout = merged.get("timeout", TrainerConfig.timeout)
-    with processes.joined_processes(merged.get("device", "auto"), timeout), ExitStack() as stack:
+    joining = dict(options)
+    with suppress(InputError):  # which is told when all are there to hear it
+        joining = merged_with_file(options)
+    timeout = joining.get("timeout", TrainerConfig.timeout)
+    with processes.joined_processes(joining.get("device", "auto"), timeout), ExitStack() as stack:
         first = processes.rank() == 0
         console.quiet |= not first
+        merged = processes.in_all(partial(merged_with_file, options))
         if merged.get("random_config") and "random_seed" not in merged:
             merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
-        settings = RunSettings.of(merged)
+        settings = processes.in_all(partial(RunSettings.of, merged))
+        processes.check_alike({name: v for name, v in settings.to_dict().items() if name not in OF_A_MACHINE})
         if merged.get("attention") is not None and merged.get("init_from") is None:
             _tell_switches(settings.model, merged, console)
         run, checkpoint = _place(stack, settings, options.get("resume"))
@@ -198,7 +206,7 @@ def _place(stack: ExitStack, settings: RunSettings, resume: str | Path | None) -
     if resume is not None or _is_of_this_job(run):
         # First, because another process that trains there would delete the checkpoint that is read here.
         processes.on_the_first(partial(stack.enter_context, locked_folder(run)))
-        return run, find_checkpoint(run, "last")
+        return run, processes.on_the_first(partial(find_checkpoint, run, "last"))
     if checkpoints_of(run):
         raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
     return run, None
@@ -210,28 +218,43 @@ def _is_of_this_job(run: Path) -> bool:
     return processes.job() != "" and began.exists() and began.read_text(encoding="utf-8") == processes.job()
 
 
+class _Start(NamedTuple):
+    """What a training begins with: the mechanism, the model, its tokenizer and sizes, as far as they are there already,
+    and what it reads."""
+
+    attention: Mechanism | None
+    model: GPT2 | None
+    tokenizer: Tokenizer | None
+    config: GPT2Config | None
+    data: DataSettings
+
+
+def _start(run: Path, checkpoint: Path | None, settings: RunSettings, options: Mapping[str, Any]) -> _Start:
+    """Look up what there is: nothing, a checkpoint, or the model of another run."""
+    attention, data = load_attention(settings.model.attention), settings.data
+    if checkpoint is not None:
+        return _Start(attention, None, load_tokenizer(run / TOKENIZER), read_config(checkpoint), data)
+    if settings.init_from is None:
+        return _Start(attention, None, None, None, data)
+    model, tokenizer = load(settings.init_from, attention=attention)
+    refuse_another_model("--init-from", options, ModelSettings.describing(model.config, settings.model.attention))
+    refuse_another_tokenizer("--init-from", options, tokenizer)
+    if checkpoints_of(Path(settings.init_from)):  # else it is a saved model, which knows of no settings
+        learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
+        data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
+    return _Start(attention, model, tokenizer, model.config, data)
+
+
 def _set_up(
     run: Path, checkpoint: Path | None, settings: RunSettings, options: Mapping[str, Any], console: Console
 ) -> tuple[Trainer, Text, RunSettings]:
     """Everything that a training needs, or one that goes on from a checkpoint; and the settings that repeat it."""
-    data, model, training = settings.data, settings.model, replace(settings.training, out=run)
-    attention = load_attention(model.attention)
-    network: GPT2 | None = None
-    tokenizer: Tokenizer | None = None
-    config: GPT2Config | None = None
-    if checkpoint is not None:
-        config = read_config(checkpoint)
-        tokenizer = load_tokenizer(run / TOKENIZER)
-    elif settings.init_from is not None:
-        network, tokenizer = load(settings.init_from, attention=attention)
-        config = network.config
-        refuse_another_model("--init-from", options, ModelSettings.describing(config, model.attention))
-        refuse_another_tokenizer("--init-from", options, tokenizer)
-        if checkpoints_of(Path(settings.init_from)):  # else it is a saved model, which knows of no settings
-            learned = RunSettings.read(Path(settings.init_from) / "config.yaml").data
-            data = replace(data, tokenizer=learned.tokenizer, vocab_size=learned.vocab_size)
+    model, training = settings.model, replace(settings.training, out=run)
+    start = processes.in_all(partial(_start, run, checkpoint, settings, options))
+    attention, network, tokenizer, config, data = start
     with console.status("reading the text"):
         text = processes.first_then_others(partial(open_text, data, tokenizer))
+    processes.check_alike({"the SHA-256 of the text": text.corpus.sha256})
     console.print(text.describe())
     if config is None:
         config = model.config(text.tokenizer.vocab_size)
