@@ -118,7 +118,7 @@ def test_values_that_are_written_are_plain(config: GPT2Config) -> None:
 
 
 def test_unknown_and_missing_settings_are_named() -> None:
-    with pytest.raises(InputError, match=r"unknown.*n_head, windows$"):
+    with pytest.raises(InputError, match=r"unknown.*'n_head', 'windows'$"):
         GPT2Config.from_dict(SIZES | {"windows": 3, "n_head": 2})
     with pytest.raises(InputError, match=r"missing.*embed_dim, num_layers$"):
         GPT2Config.from_dict({name: SIZES[name] for name in SIZES if name not in ("num_layers", "embed_dim")})

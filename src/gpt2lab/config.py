@@ -5,6 +5,7 @@ imports nothing of the project but its errors and how options are declared.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
+from gpt2lab.reading import MOST_WHOLE, shortly
 
 Position = Literal["learned", "rope", "none"] | tuple[Literal["rope", "none"], ...]
 Activation = Literal["gelu_tanh", "gelu", "relu"]
@@ -30,7 +32,7 @@ def parse_window(value: Any) -> Window:
             windows = tuple(None if part == "full" else int(part) for part in parts)
         except ValueError:
             raise InputError(
-                f'window is {value!r}; give a number, "full", or several with commas: 128,128,full'
+                f'window is {shortly(value)}; give a number, "full", or several with commas: 128,128,full'
             ) from None
         return windows[0] if len(windows) == 1 else windows
     return tuple(None if part == "full" else part for part in value) if isinstance(value, list | tuple) else value
@@ -48,10 +50,10 @@ def parse_contexts(value: Any) -> tuple[int, ...]:
     try:
         contexts = tuple(int(part) for part in parts if not isinstance(part, str) or part.strip())
         exact = all(isinstance(part, str) or (type(part) is int) for part in parts)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         exact, contexts = False, ()
     if not exact or (isinstance(value, str) and not contexts):
-        raise InputError(f"contexts is {value!r}; give whole numbers, several with commas: 25,64")
+        raise InputError(f"contexts is {shortly(value)}; give whole numbers, several with commas: 25,64")
     if contexts and min(contexts) < 1:
         raise InputError(f"context_size is {min(contexts)}; it has to be 1 or more")
     return tuple(dict.fromkeys(contexts))
@@ -64,8 +66,8 @@ def parse_position(value: Any) -> Any:
     known = ("rope", "none") if len(found) > 1 else ("learned", "rope", "none")
     if not found or not all(isinstance(one, str) and one in known for one in found):
         raise InputError(
-            f"position is {value!r}; it has to be one of learned, rope, none, or several of the last two, for the "
-            "layers in turn"
+            f"position is {shortly(value)}; it has to be one of learned, rope, none, or several of the last two, for "
+            "the layers in turn"
         )
     return found[0] if isinstance(value, str) and len(found) == 1 else found if len(found) > 1 else value
 
@@ -73,6 +75,9 @@ def parse_position(value: Any) -> Any:
 def spell_position(position: Position) -> str:
     """A position as flags and files have it; the inverse of :func:`parse_position`."""
     return ",".join(position) if isinstance(position, tuple) else position
+
+
+MOST_LAYERS = 10_000  # of GPT-3 there are 96
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Sizes:
     embed_dim: int = option(meaning="width of the residual stream, C.", least=1)
     num_heads: int = option(meaning="query heads, H; each is embed_dim / num_heads wide.", least=1)
     ff_hidden_dim: int = option(meaning="hidden width of the feed-forward network (GPT-2: 4 · embed_dim).", least=1)
-    num_layers: int = option(meaning="transformer blocks.", least=1)
+    num_layers: int = option(meaning="transformer blocks.", least=1, most=MOST_LAYERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +173,10 @@ class GPT2Config(Switches, Sizes):
             if isinstance(getattr(self, name), list):  # JSON and YAML know no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.embed_dim % self.num_heads:
-            divisors = [n for n in range(1, min(self.embed_dim, 4096) + 1) if self.embed_dim % n == 0]
+            divisors = (n for n in range(1, min(self.embed_dim, 4096) + 1) if self.embed_dim % n == 0)
             raise InputError(
                 f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; "
-                f"use one of {', '.join(map(str, divisors[:12]))}"
+                f"use one of {', '.join(map(str, itertools.islice(divisors, 12)))}"
             )
         _require(
             self.num_kv_heads is None or (self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0),
@@ -179,21 +184,21 @@ class GPT2Config(Switches, Sizes):
             "serves an equal group of query heads",
         )
         _require(
-            self.attention is None or isinstance(self.attention, str),
-            f"attention is {self.attention!r}; in a configuration it is the name and hash of a class, or None",
+            self.attention is None or (isinstance(self.attention, str) and len(self.attention) < 300),
+            f"attention is {shortly(self.attention)}; in a configuration it is the name and hash of a class, or None",
         )
         windows = self.window if isinstance(self.window, tuple) else (self.window,)
         _require(
-            len(windows) > 0 and all(w is None or (type(w) is int and w >= 1) for w in windows),
-            f"window is {self.window!r}; a window counts the token itself, so it is 1 or more (or None for all)",
+            len(windows) > 0 and all(w is None or (type(w) is int and 1 <= w < MOST_WHOLE) for w in windows),
+            f"window is {shortly(self.window)}; a window counts the token itself, so it is 1 or more (or None for all)",
         )
         in_turn = isinstance(self.position, tuple)
         _require(
             all(one in ("rope", "none") for one in self.position) and self.position != ()
             if in_turn
             else self.position in ("learned", "rope", "none"),
-            f"position is {self.position!r}; it has to be one of learned, rope, none, or several of the last two, for "
-            "the layers in turn",
+            f"position is {shortly(self.position)}; it has to be one of learned, rope, none, or several of the last "
+            "two, for the layers in turn",
         )
         _require(
             not self.rotates or math.isclose(self.rope_fraction * self.head_dim, self.rotary_dim),
@@ -211,6 +216,14 @@ class GPT2Config(Switches, Sizes):
     def rotary_dim(self) -> int:
         """How many dimensions of a head are rotated, an even number."""
         return 2 * round(self.rope_fraction * self.head_dim / 2)
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Values of the embeddings and of the matrices of all blocks; a user's mechanism may add more."""
+        positions = self.max_seq_len if self.position == "learned" else 0
+        output = 1 if self.tie_embeddings else 2
+        block = 2 * self.embed_dim + 2 * self.kv_heads * self.head_dim + 2 * self.ff_hidden_dim
+        return self.embed_dim * (output * self.vocab_size + positions + self.num_layers * block)
 
     @property
     def kv_heads(self) -> int:
@@ -240,7 +253,8 @@ class GPT2Config(Switches, Sizes):
         _require(isinstance(values, Mapping), f"model settings are named values, not {values!r}")
         known = {field.name for field in fields(cls)}
         required = {field.name for field in fields(cls) if field.default is dataclasses.MISSING}
-        _require(not set(values) - known, f"unknown model settings: {', '.join(sorted(set(values) - known))}")
+        unknown = sorted(set(values) - known)
+        _require(not unknown, f"unknown model settings: {', '.join(map(shortly, unknown[:9]))}")
         _require(required <= set(values), f"missing model settings: {', '.join(sorted(required - set(values)))}")
         return cls(**values)
 

@@ -1,11 +1,31 @@
 """What goes wrong with a name, and how it is told: one sentence, and an exit code."""
 
 import os
+import re
 import sys
+
+LONGEST = 2000
+
+# What would move a cursor, ring a bell, or turn the direction of what follows; and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text that may hold anything, for a terminal, a sentence or a picture: what is no letter there is spelled out.
+
+    Args:
+        text: such as a name of a file.
+        keep: characters that stay, such as line ends.
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong; the message says what, where, and what to do about it."""
+    """Something that a user gave is wrong; the message says what, where, and what to do about it, in one line."""
+
+    def __init__(self, message: str) -> None:
+        line = printable(message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
 
 class TrainingError(RuntimeError):
@@ -20,5 +40,5 @@ def tell(error: Exception) -> int:
         said = str(error)
         if isinstance(error, OSError):
             said = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
-        print(f"gpt2lab: {said}", file=sys.stderr)
+        print(f"gpt2lab: {printable(said)}", file=sys.stderr)
     return 1 if failed else 2

@@ -97,6 +97,14 @@ def peak_memory(device: torch.device) -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
+def main_memory() -> int | None:
+    """Bytes of main memory of this machine; None: not known."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
 def describe_machine() -> str:
     """Processor (and GPU), number of cores, and versions, in a line."""
     cpuinfo = PROC / "cpuinfo"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt2lab.errors import InputError
+from gpt2lab.reading import MOST_WHOLE, shortly
 
 # What nanoGPT, Transformers, the APIs of servers, and habit call our options.
 ELSEWHERE: Mapping[str, tuple[str, ...]] = {
@@ -126,7 +127,7 @@ def given_options(kinds: Iterable[type], given: Mapping[str, Any], where: str = 
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in today:
-            raise InputError(f"{place}there is no option {name!r}{meant(str(name), known, flags=True)}")
+            raise InputError(f"{place}there is no option {shortly(name)}{meant(str(name)[:60], known, flags=True)}")
         kind, of = known[today[name]]
         if today[name] in found:
             raise InputError(f"{place}{name} and {today[name]} are the same option; give one of them")
@@ -182,7 +183,7 @@ def converted(name: str, kind: Any, about: Option, value: Any) -> Any:
     for one in kinds:
         if (found := _as(one, value)) is not None:
             return found
-    raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
+    raise InputError(f"{name} is {shortly(value)}; it has to be {expected(kind, about)}")
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
@@ -206,11 +207,20 @@ def _as(kind: Any, value: Any) -> Any:  # noqa: PLR0911
         return _TRUTHS.get(value.lower()) if isinstance(value, str) else value if isinstance(value, bool) else None
     if kind in (int, float):
         return _number(kind, value)
-    if kind is Path:
-        return Path(value).expanduser() if isinstance(value, str | Path) else None
-    if kind is str:
-        return str(value) if isinstance(value, str | Path) else None
+    if kind in (Path, str) and isinstance(value, str | Path):
+        if not _can_be_written(str(value)):
+            return None
+        return Path(value).expanduser() if kind is Path else str(value)
     return value if isinstance(kind, type) and isinstance(value, kind) else None
+
+
+def _can_be_written(text: str) -> bool:
+    """Whether text can be a file's name and stand in a file. (Names that are no UTF-8 come as surrogates.)"""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 _TRUTHS = {"yes": True, "true": True, "no": False, "false": False}
@@ -250,7 +260,7 @@ def check_value(name: str, kind: Any, about: Option, value: Any) -> None:
         return
     exact = not isinstance(value, str) or not {int, float, bool} & set(kinds)  # text is converted before, or wrong
     if not exact or all(_as(one, value) is None for one in kinds) or not _within(value, about):
-        raise InputError(f"{name} is {value!r}; it has to be {expected(kind, about)}")
+        raise InputError(f"{name} is {shortly(value)}; it has to be {expected(kind, about)}")
 
 
 def _within(value: Any, about: Option) -> bool:
@@ -259,7 +269,7 @@ def _within(value: Any, about: Option) -> bool:
     if not isinstance(value, int | float):
         return True
     return (
-        math.isfinite(value)
+        (abs(value) < MOST_WHOLE if isinstance(value, int) else math.isfinite(value))
         and (about.least is None or value >= about.least)
         and (about.above is None or value > about.above)
         and (about.most is None or value <= about.most)

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from gpt2lab.errors import printable
 from gpt2lab.files import atomic_write
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def new_plot(
 
 def name_in_plot(name: str) -> str:
     """A name of the user's as a label that shows it as it is: $ begins no formula, and a leading _ does not hide it."""
-    return ("\N{THIN SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
+    return ("\N{THIN SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
 
 
 def short_numbers(axis: "Axis") -> None:

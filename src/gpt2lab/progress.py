@@ -4,8 +4,12 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+from gpt2lab.errors import printable
 
 # What is done, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -24,7 +28,14 @@ def plain_console(stderr: bool = False, quiet: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="replace")
-    return Console(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+    return _PlainConsole(stderr=stderr, quiet=quiet, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+class _PlainConsole(Console):
+    """A console in which control characters of a name are spelled out, wherever text is shown."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, keep="\n\t"), **options)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ up to a size, because a file of a gigabyte of brackets would fill the memory as 
 
 import dataclasses
 import json
-import math
 import stat
 import tomllib
 import types
@@ -23,6 +22,7 @@ MOST_JSON = 64 * MIB
 MOST_SETTINGS = MIB
 MOST_NODES = 100_000  # of a file of settings, after what it repeats by name is put in
 MOST_WHOLE = 2**63  # below which whole numbers have to be
+LARGEST = 1e150  # of other numbers in files, whose squares are finite then
 
 
 def regular_file(path: Path, most: int | None = None) -> int:
@@ -194,7 +194,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:  # noqa: PLR0911
 def _is_number(kind: type, value: object) -> bool:
     if type(value) is int:
         return abs(value) < MOST_WHOLE
-    return kind is float and type(value) is float and math.isfinite(value)
+    return kind is float and type(value) is float and abs(value) < LARGEST
 
 
 def _key(kind: type, key: str, where: str) -> str | int:
@@ -220,7 +220,10 @@ def _named(kind: type, value: object, where: str) -> object:
             given[name] = _typed(get_args(hint)[0] if get_origin(hint) is NotRequired else hint, value[name], where)
         elif name in needed:
             raise InputError(f"{where} is damaged: {name} is missing")
-    return kind(**given)
+    try:
+        return kind(**given)
+    except InputError as error:
+        raise InputError(f"{where} is damaged: {error}") from None
 
 
 def shortly(value: object) -> str:

@@ -277,9 +277,9 @@ def test_options_that_changed_are_refused_and_nothing_is_lost(
         assert files_in(tmp_path / "out") == before
 
     refused("was begun with shard_tokens=1000, not 999;", shard_tokens=999)
-    refused("was begun with text_column=text, not body;", inputs[1:2], text_column="body")
-    refused("was begun with tokenizer=char, not bpe;", tokenizer="bpe")
-    refused("was begun with tokenizer=char, not ", tokenizer=str(small_bpe))
+    refused("was begun with text_column='text', not 'body';", inputs[1:2], text_column="body")
+    refused("was begun with tokenizer='char', not 'bpe';", tokenizer="bpe")
+    refused("was begun with tokenizer='char', not ", tokenizer=str(small_bpe))
     refused("was begun with other inputs", inputs[:2])
     refused("was begun with other inputs, or in another order", inputs[::-1])
     os.utime(inputs[1], ns=(1, 1))

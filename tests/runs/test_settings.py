@@ -56,7 +56,7 @@ def test_a_file_of_settings_is_read_back_and_a_wrong_value_in_it_is_told_with_it
         RunSettings.read(path)
     (tmp_path / "manifest.json").unlink()  # as an older gpt2lab left it
     path.write_text(path.read_text().replace("num_layers: 6", "num_layers: six"))
-    with pytest.raises(InputError, match=f"^{path}: num_layers is 'six'; it has to be a whole number, 1 or more"):
+    with pytest.raises(InputError, match=f"^{path}: num_layers is 'six'; it has to be a whole number, at least 1"):
         RunSettings.read(path)
 
 

@@ -2,9 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
-from gpt2lab.errors import InputError, TrainingError, tell
+from gpt2lab.errors import InputError, TrainingError, printable, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,15 +18,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from gpt2lab.cli.app import run  # here, where Ctrl-C is heard while libraries load
 
-        return run(typed)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning
+            return run(typed)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as interrupted:
-        print(f"\ngpt2lab: interrupted{f'; {interrupted}' if interrupted.args else ''}", file=sys.stderr)
+        print(
+            printable(f"\ngpt2lab: interrupted{f'; {interrupted}' if interrupted.args else ''}", "\n"), file=sys.stderr
+        )
         return 130
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
+
+
+def _tell_warning(message: Warning | str, *_: object) -> None:
+    """What a library or our own code warns of, as a sentence."""
+    print(f"gpt2lab: note: {printable(str(message))}", file=sys.stderr)
 
 
 def _with_hyphens(token: str) -> str:

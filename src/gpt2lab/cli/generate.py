@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors, print_json
+from gpt2lab.errors import printable
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import TEMPERATURE, GenerateSettings
 
@@ -40,11 +41,11 @@ def generate(
         writing = Writing(run, **given(options))
         live = not json_output and writing.asked.num_samples == 1
         if live:
-            print(writing.prompt, end="", flush=True)
+            print(_shown(writing.prompt), end="", flush=True)
         try:
             for pieces in writing:
                 if live:
-                    print(pieces[0], end="", flush=True)
+                    print(_shown(pieces[0]), end="", flush=True)
         except KeyboardInterrupt:
             interrupted = True
     written = writing.written
@@ -56,7 +57,7 @@ def generate(
     else:
         for number, text in enumerate(written.texts, 1):
             console.rule(f"{number} of {len(written.texts)}")
-            print(written.prompt + text)
+            print(_shown(written.prompt + text))
     for note in notes:
         errors.print(note, style="dim")
     if not json_output and sys.stderr.isatty():
@@ -67,3 +68,8 @@ def generate(
             f"{what} in {written.seconds:.1f} s, {each:.2f} ms {'a token of all' if several else 'each'}", style="dim"
         )
     return 130 if interrupted else 0
+
+
+def _shown(text: str) -> str:
+    """What a model has written, as it is for a file or a pipe; a terminal would obey the control characters in it."""
+    return printable(text.replace("\r", ""), keep="\n\t") if sys.stdout.isatty() else text

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from gpt2lab.cli.screen import console
+
 
 def judge(
     results: Annotated[list[Path], Parameter(negative=())],
@@ -55,7 +57,7 @@ def judge(
     if json_output:
         print_json(found.to_dict())
     else:
-        print(found.table())
+        console.print(found.table())
         for message in found.warnings:
             errors.print(f"note: {message}")
     return found.exit_code

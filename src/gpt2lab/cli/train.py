@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from gpt2lab.cli.options import given, with_flags
+from gpt2lab.cli.screen import console
 from gpt2lab.config import variant_switches
 from gpt2lab.runs.settings import DataSettings, ModelSettings, StartSettings, TrainerConfig
 
@@ -25,5 +26,5 @@ def train(*, options: object = None) -> int:
         return launch(asked)
     run = train_model(**asked)
     if os.environ.get("RANK", "0") == "0":
-        print(ended(run, asked.get("attention")))
+        console.print(ended(run, asked.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by

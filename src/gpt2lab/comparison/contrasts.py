@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from gpt2lab.comparison.results import MEASURES, CellResult, Contrast, Timing
 from gpt2lab.comparison.settings import Claim, MeasureName
 from gpt2lab.comparison.statistics import estimate, shared_confidence
+from gpt2lab.errors import InputError
 
 Pairs = list[tuple[float | None, float]]  # an arm's and the baseline's; None: it never got there
 
@@ -62,6 +63,10 @@ def _contrast(
     mean = low = high = effect = None
     if not missed:
         values = [(a, b) for a, b in pairs if a is not None]
+        if relative and min(map(min, values)) <= 0:
+            raise InputError(
+                f"what was measured is damaged: {measure} of {arm} at a context of {context} is not above 0"
+            )
         found = estimate([math.log(a / b) if relative else a - b for a, b in values], confidence)
         mean, low, high, effect = found.mean, found.low, found.high, found.effect_size
         if relative:

@@ -38,7 +38,7 @@ class GridSettings:
         parse=parse_contexts,
         spell=list,
     )
-    seeds: int = option(3, "trainings of every arm: with --seed S they are S+1, S+2, …", least=1)
+    seeds: int = option(3, "trainings of every arm: with --seed S they are S+1, S+2, …", least=1, most=10_000)
     steps: int | None = option(
         None, "optimiser steps of every training (--max-steps is the same).", above=0, default="500"
     )

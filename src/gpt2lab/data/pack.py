@@ -38,7 +38,7 @@ from gpt2lab.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer, load
 from gpt2lab.errors import InputError
 from gpt2lab.files import locked_folder, sweep
 from gpt2lab.manifests import replace_files, verify_if_listed
-from gpt2lab.reading import read_json
+from gpt2lab.reading import read_json, shortly
 
 RECORD = "pack.json"
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
@@ -325,7 +325,8 @@ def _kept(out: Path, options: dict[str, Any], states: list[list[int]]) -> dict[s
     were, states_were = begun.options, begun.states
     for name, value in options.items():
         if were.get(name) != value:
-            told = "other inputs, or in another order" if name == "inputs" else f"{name}={were.get(name)}, not {value}"
+            told = f"{name}={shortly(were.get(name))}, not {shortly(value)}"
+            told = "other inputs, or in another order" if name == "inputs" else told
             raise InputError(f"{out} was begun with {told}; repeat what it was begun with, or choose another --out")
     changed = next((i for i, state in enumerate(states) if [state] != states_were[i : i + 1]), len(states))
     if changed < len(states) and options["tokenizer"] in LEARNED:

@@ -280,17 +280,19 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         definition = read_text(Path(path))
         verify_if_listed(Path(path))
-        backend = tokenizers.Tokenizer.from_str(definition)
-        content: dict[str, Any] = json.loads(definition)
     except InputError as error:
         raise InputError(f"the tokenizer {path} cannot be read: {error}") from None
+    try:
+        content: dict[str, Any] = json.loads(definition)
+        backend = tokenizers.Tokenizer.from_str(_without_gaps(definition, content))
     except Exception as error:  # the library raises nothing more specific
         raise InputError(
-            f"{path} is not a readable tokenizer file, perhaps damaged ({error}); copy it again or train a new one"
+            f"{path} is not a readable tokenizer file, perhaps damaged ({str(error)[:200]}); copy it again or train a "
+            "new one"
         ) from None
     backend.no_truncation()
     backend.no_padding()
-    kinds = content["model"]["type"], (content["pre_tokenizer"] or {}).get("type")
+    kinds = content["model"].get("type"), (content.get("pre_tokenizer") or {}).get("type")
     if kinds == ("BPE", "ByteLevel"):
         return _byte_level(path, backend, content)
     characters = [token for token in content["model"]["vocab"] if token != END_OF_TEXT]
@@ -302,6 +304,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         f"{path} holds a tokenizer of another kind ({' with '.join(map(str, kinds))}); "
         f"it has to be one of characters, or a byte-level BPE, with {END_OF_TEXT}"
     )
+
+
+def _without_gaps(definition: str, content: dict[str, Any]) -> str:
+    """The definition, if its ids are low enough to be counted: the library makes room up to the highest one."""
+    vocabulary = content["model"].get("vocab")
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    if max(ids, default=0) > 100 * (len(ids) + len(content.get("added_tokens") or ())) + 1000:
+        raise ValueError(f"there are {len(ids):,} tokens, and one has the id {max(ids)}")
+    return definition
 
 
 def _byte_level(path: str | Path, backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> BPETokenizer:
@@ -323,7 +334,7 @@ def _faults(backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> Iterat
     """What a byte-level BPE does or lacks so that it cannot be used."""
     vocabulary, before = backend.get_vocab(), content["pre_tokenizer"]
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    if content["normalizer"] is not None:
+    if content.get("normalizer") is not None:
         yield f"changes texts before it encodes them (normalizer {content['normalizer'].get('type')})"
     if before.get("add_prefix_space", True):
         yield "puts a space before every text (add_prefix_space)"

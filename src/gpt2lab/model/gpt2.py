@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config, Sizes, Switches
 from gpt2lab.errors import InputError
+from gpt2lab.hardware import main_memory
 from gpt2lab.manifests import replace_files
 from gpt2lab.model import saving
 from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
@@ -68,6 +69,7 @@ class GPT2(nn.Module):
             raise InputError(f"{error}; the switches are {known}") from None
         self.mechanism_class = attention
         config = self.config
+        _check_room(config)
         self.embeddings = GPT2Embeddings(config)
         self.blocks: list[TransformerBlock] = nn.ModuleList(  # type: ignore[assignment]
             TransformerBlock(config, layer, attention) for layer in range(config.num_layers)
@@ -325,9 +327,14 @@ class GPT2(nn.Module):
             InputError: a file is missing, damaged, or does not fit the other.
         """
         folder = Path(folder)
-        model = cls.from_config(saving.read_config(folder), attention=attention)
+        config, weights = saving.read_config(folder), saving.read_weights(folder)
+        if (
+            sum(tensor.numel() for tensor in weights.values()) < config.matrix_parameters
+        ):  # before there is room for them
+            raise InputError(f"the weights in {folder} do not fit its config.json, which asks for more of them")
+        model = cls.from_config(config, attention=attention)
         try:
-            weights, shared = saving.read_weights(folder), model._shared()
+            shared = model._shared()
             weights |= {name: weights[first] for name, first in shared.items() if first in weights}
             model.load_state_dict(weights, assign=True)
         except RuntimeError as error:
@@ -337,3 +344,13 @@ class GPT2(nn.Module):
             module, _, own = name.rpartition(".")
             setattr(model.get_submodule(module), own, attrgetter(first)(model))
         return model
+
+
+def _check_room(config: GPT2Config) -> None:
+    """Refuse a model that the machine's main memory cannot hold, which is where every model is made."""
+    size, memory = 4 * config.matrix_parameters, main_memory()
+    if torch.get_default_device().type != "meta" and memory is not None and size > memory:
+        raise InputError(
+            f"a model of {config.matrix_parameters:,} parameters takes {size / 1e9:,.0f} GB in float32, and this "
+            f"machine has {memory / 1e9:,.0f} GB of memory; make it smaller"
+        )

@@ -169,5 +169,5 @@ def open_text(data: DataSettings, tokenizer: Tokenizer | None = None) -> Text:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Folders of all complete checkpoints, the latest last."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    """Folders of all complete checkpoints, the latest last. (An empty one is none: some copying made it.)"""
+    return sorted(folder for folder in (run / "checkpoints").glob("step-*") if any(folder.iterdir()))

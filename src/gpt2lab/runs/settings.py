@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from gpt2lab.config import GPT2Config, Switches, Variant, random_architecture, variant_switches
+from gpt2lab.config import MOST_LAYERS, GPT2Config, Switches, Variant, random_architecture, variant_switches
 from gpt2lab.data.settings import FileSettings
 from gpt2lab.errors import InputError
 from gpt2lab.manifests import replace_files, verify_if_listed
@@ -108,7 +108,7 @@ class ModelSettings(Switches):
     ff_hidden_dim: int | None = option(
         None, "hidden width of the feed-forward network.", least=1, default="4 · embed_dim"
     )
-    num_layers: int = option(3, "transformer blocks.", least=1)
+    num_layers: int = option(3, "transformer blocks.", least=1, most=MOST_LAYERS)
     attention: str | type | None = option(
         None,
         'your own mechanism: "file.py:ClassName" (in Python the class itself).',

@@ -391,7 +391,7 @@ def _work() -> int:
     except (InputError, TrainingError, OSError) as error:
         return tell(error)
     if os.environ.get("RANK", "0") == "0":
-        print(ended(run, options.get("attention")))
+        plain_console().print(ended(run, options.get("attention")))
     return 0 if run.stopped_by is None else 128 + run.stopped_by
 
 
