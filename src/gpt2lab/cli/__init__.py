@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from gpt2lab.cli.app import run  # here, where Ctrl-C is heard while libraries load
 
         with warnings.catch_warnings():
-            warnings.showwarning = _tell_warning
+            warnings.showwarning = _tell_warning  # type: ignore[assignment]
             return run(typed)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
