@@ -77,7 +77,7 @@ def spell_position(position: Position) -> str:
     return ",".join(position) if isinstance(position, tuple) else position
 
 
-MOST_LAYERS = 10_000  # of GPT-3 there are 96
+MOST_LAYERS = 1_000  # GPT-3 has 96
 
 
 @dataclass(frozen=True)

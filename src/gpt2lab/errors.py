@@ -28,6 +28,14 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
 
+def of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, of the machine or of a GPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )
+
+
 class TrainingError(RuntimeError):
     """A training cannot go on; the message says why, and what is left of it."""
 
@@ -38,7 +46,10 @@ def tell(error: Exception) -> int:
     # Of a machine's processes, which all find the same input wrong, one is enough to say so.
     if failed or os.environ.get("LOCAL_RANK", "0") == "0":
         said = str(error)
-        if isinstance(error, OSError):
+        if of_memory(error):
+            why = said.partition("\n")[0] or "it is full"
+            said = f"there is not enough memory ({why}); make the batch or the model smaller"
+        elif isinstance(error, OSError):
             said = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
         print(f"gpt2lab: {printable(said)}", file=sys.stderr)
     return 1 if failed else 2

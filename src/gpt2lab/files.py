@@ -78,24 +78,3 @@ def locked_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         raise InputError(
             f"another process writes into {folder} now; wait until it ends, or choose another --out"
         ) from None
-
-
-class FolderWatch:
-    """Whether a folder is still the one that it was when the watch began, with the files that it had.
-
-    Args:
-        folder: it is there.
-        names: of files; those that are there have to stay.
-    """
-
-    def __init__(self, folder: Path, *names: str) -> None:
-        self.folder = folder
-        self.was = folder.stat()
-        self.files = [folder / name for name in names if (folder / name).exists()]
-
-    def is_lost(self) -> bool:
-        """Whether it was deleted, moved away, or emptied."""
-        try:
-            return not (os.path.samestat(self.was, self.folder.stat()) and all(file.exists() for file in self.files))
-        except OSError:
-            return True

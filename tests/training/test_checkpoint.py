@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -35,7 +36,7 @@ from gpt2lab.training.batches import Batch
 from gpt2lab.training.checkpoint import Snapshot, optimizer_tensors, restore_training, save_checkpoint
 from gpt2lab.training.metrics import MetricsFile, exact_loss, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
-from gpt2lab.training.trainer import LostFolderError
+from gpt2lab.training.surroundings import LostFolderError
 from tests.training.conftest import MakeTrainer, tiny_model, without_clock
 from tests.training.test_trainer import Pairs, assert_same_weights
 from tests.warm import warm_python
@@ -363,6 +364,28 @@ def test_a_run_folder_that_is_lost_ends_the_training_with_a_sentence_and_what_ca
     again = make_trainer(max_steps=30, out=run)
     again.restore(find_checkpoint(run, "last"))
     assert again.train().step == 30
+
+
+@pytest.mark.parametrize("how", ["cut", "longer", "deleted"])
+def test_data_that_another_program_changes_ends_the_training_with_a_sentence_and_a_checkpoint(
+    make_trainer: MakeTrainer, train_data: TokenDataset, tmp_path: Path, how: str
+) -> None:
+    ids = tmp_path / "ids.npy"
+    np.save(ids, train_data.tokens)
+    mapped = np.load(ids, mmap_mode="r")
+    trainer = make_trainer(tiny_model(train_data.vocab_size), max_steps=40, eval_every=0, out=tmp_path / "run")
+    trainer.train_dataset = TokenDataset(mapped, train_data.context_size, train_data.vocab_size)
+
+    def change(record: Record) -> None:
+        if record["step"] == 10 and how == "deleted":
+            ids.unlink()
+        elif record["step"] == 10:
+            os.truncate(ids, ids.stat().st_size + (4096 if how == "longer" else -1))  # what is read is there still
+
+    trainer.sinks.append(change)
+    with pytest.raises(TrainingError, match=r"ids\.npy, which is trained on, had .* bytes .*step 10 is saved: gpt2lab"):
+        trainer.train()
+    assert names(tmp_path / "run") == ["step-00000010"]
 
 
 # Going on

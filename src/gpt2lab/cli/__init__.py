@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gpt2lab.errors import InputError, TrainingError, printable, tell
+from gpt2lab.errors import InputError, TrainingError, of_memory, printable, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     except (InputError, TrainingError, OSError) as error:
+        return tell(error)
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
         return tell(error)
 
 

@@ -14,6 +14,8 @@ from gpt2lab.options import declared, given_options, meant, options_of, spelled_
 from gpt2lab.reading import read_settings
 from gpt2lab.runs.settings import SETTINGS, ModelSettings
 
+MOST_RANDOM = 1_000
+
 # Who may decide on an option: an arm, or not an arm alone.
 _DECIDE = {name: declared(of).in_comparison for name, (_, of) in options_of(*SETTINGS).items()}
 ARM_OPTIONS = {name for name, who in _DECIDE.items() if who in ("any", "arm")}
@@ -96,6 +98,8 @@ def random_arms(count: int, seed: int, contexts: Sequence[int]) -> dict[str, Opt
     """Different random architectures, a function of the seed."""
     if count and len(contexts) > 1:
         raise InputError("random architectures are drawn for one context; give one with --contexts")
+    if not 0 <= count <= MOST_RANDOM:
+        raise InputError(f"--random is {count}; it has to be a whole number, at most {MOST_RANDOM:,}")
     draws = (random_architecture(seed + number, contexts[0]) for number in itertools.count(1))
     distinct: list[dict[str, object]] = []
     while len(distinct) < count:

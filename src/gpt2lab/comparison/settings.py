@@ -10,6 +10,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.options import check, given_options, option, options_of, spelled
 from gpt2lab.reading import typed
 from gpt2lab.runs.settings import spell_attention
+from gpt2lab.threads import MOST_THREADS
 
 BASELINE = "original"  # of the command line; in Python it is the first arm that is given
 
@@ -76,9 +77,9 @@ class RunningSettings:
     """How the trainings of a comparison are run; it does not change what they find."""
 
     workers: int | None = option(
-        None, "trainings that run at the same time.", least=1, default="cores ÷ threads; on a GPU: 1"
+        None, "trainings that run at the same time.", least=1, most=MOST_THREADS, default="cores ÷ threads; on a GPU: 1"
     )
-    threads: int = option(1, "CPU threads of each training, and of the timing afterwards.", least=1)
+    threads: int = option(1, "CPU threads of each training, and of the timing afterwards.", least=1, most=MOST_THREADS)
     shard: str | None = option(
         None,
         '"2/8": only the second eighth of the cells, for job arrays. Copy all folders together and start once more '
@@ -88,7 +89,7 @@ class RunningSettings:
         None,
         'address of a Ray cluster whose workers see the same folders ("auto", or "local" to start one here).',
     )
-    rounds: int = option(9, "rounds of timing all arms in turn, afterwards; 0: none.", least=0)
+    rounds: int = option(9, "rounds of timing all arms in turn, afterwards; 0: none.", least=0, most=10_000)
     max_hours: float = option(24.0, "refuse a grid that is estimated to take longer.", above=0)
 
     def __post_init__(self) -> None:

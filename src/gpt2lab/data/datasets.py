@@ -125,6 +125,13 @@ class TokenDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.context_size = context_size
         self.vocab_size = vocab_size
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files that the ids are read from when they are needed; none if all of them are in memory."""
+        if isinstance(self.tokens, Shards):
+            return self.tokens.files
+        return (Path(self.tokens.filename),) if isinstance(self.tokens, np.memmap) and self.tokens.filename else ()
+
     def __len__(self) -> int:
         return len(self.tokens) - self.context_size
 

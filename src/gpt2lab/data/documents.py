@@ -1,5 +1,6 @@
 """Documents of text, JSON lines and Parquet files, compressed or not, read in pieces of about 1 MiB."""
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from gpt2lab.data.kinds import COMPRESSED, LINES, ending_of, kind_of, unpacked
 from gpt2lab.data.paths import find_files, without
 from gpt2lab.errors import InputError
 
+LONGEST_LINE = 64 << 20  # of JSON: a document is in memory as a whole
 SHOWN = 3  # of what is left out
 
 # What is looked for in folders. A file that is named may be called anything.
@@ -67,6 +69,8 @@ def find_documents(
     """
     files: list[Path] = []
     for name in inputs:
+        if not str(name):
+            raise InputError("one of the inputs is empty (''); give the documents to be packed")
         found = find_files(name, ENDINGS)
         if is_folder := Path(name).expanduser().is_dir():
             found = tuple(file for file in found if ending_of(file) != ".json" or _has_text(file, text_column))
@@ -142,7 +146,12 @@ def _together(documents: Iterable[tuple[str, int]]) -> Iterator[Piece]:
 def _json_lines(path: Path) -> Iterator[tuple[str, bytes, int]]:
     """Place, content and position of each document."""
     with unpacked(path) as (lines, packed):
-        for number, line in enumerate(lines, 1):
+        for number in itertools.count(1):
+            line = lines.readline(LONGEST_LINE)
+            if len(line) == LONGEST_LINE:
+                raise InputError(f"{path}, line {number}: it is longer than {LONGEST_LINE >> 20} MiB; divide it")
+            if not line:
+                break
             if line.strip():
                 yield f"{path}, line {number}", line, packed.tell()
 

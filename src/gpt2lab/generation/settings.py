@@ -25,7 +25,7 @@ class GenerateSettings(LoadSettings):
         "text at which the writing ends, and which is left out; <|endoftext|> is the end of a document.",
         default="none",
     )
-    num_samples: int = option(1, "how many texts, all from the same prompt.", least=1)
+    num_samples: int = option(1, "how many texts, all from the same prompt.", least=1, most=10_000)
 
 
 @dataclass(frozen=True)

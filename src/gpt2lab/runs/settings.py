@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from gpt2lab.config import MOST_LAYERS, GPT2Config, Switches, Variant, random_architecture, variant_switches
-from gpt2lab.data.settings import FileSettings
+from gpt2lab.data.settings import MOST_IDS, FileSettings
 from gpt2lab.errors import InputError
 from gpt2lab.manifests import replace_files, verify_if_listed
 from gpt2lab.options import check, given_options, option, options_of, part, spelled
 from gpt2lab.reading import read_settings
 from gpt2lab.runs.records import TrainingProgress
+from gpt2lab.threads import MOST_THREADS
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 CorpusName = Literal["shakespeare", "tinyshakespeare"]
@@ -48,7 +49,7 @@ class DataSettings(FileSettings):
         older=("embedding_type",),
         spellings={"shakespearean": "char", "shakesperean": "char", "char": "char", "bpe": "bpe", "gpt2": "gpt2"},
     )
-    vocab_size: int = option(1024, 'number of ids of a "bpe" tokenizer.', in_comparison="all", least=1)
+    vocab_size: int = option(1024, 'number of ids of a "bpe" tokenizer.', in_comparison="all", least=1, most=MOST_IDS)
     validation_fraction: float = option(
         0.05,
         "share of the text, before the test part, on which training measures itself.",
@@ -179,7 +180,9 @@ class TrainerConfig:
         in_comparison="all",
     )
     batch_size: int = option(16, "windows per forward pass.", least=1, in_comparison="all")
-    accumulation_steps: int = option(1, "forward passes per optimiser step.", least=1, in_comparison="all")
+    accumulation_steps: int = option(
+        1, "forward passes per optimiser step.", least=1, most=1_000_000, in_comparison="all"
+    )
     optimizer: OptimizerName = option("muon", '"muon" for the matrices of the blocks (AdamW for the rest), or "adamw".')
     learning_rate: float = option(8e-3, "the highest learning rate.", above=0)
     schedule: Schedule = option(
@@ -240,6 +243,7 @@ class TrainerConfig:
         None,
         "CPU threads.",
         least=1,
+        most=MOST_THREADS,
         on_resume=True,
         in_comparison="none",
         default="OMP_NUM_THREADS, or the number that is found fastest at the start",
@@ -304,6 +308,7 @@ class StartSettings:
         None,
         "processes on this machine that share the work; torchrun starts them on many machines (docs/scaling.md).",
         least=1,
+        most=MOST_THREADS,
         in_comparison="none",
     )
     tensorboard: bool = option(False, "also write TensorBoard event files into the run folder.", in_comparison="none")

@@ -44,7 +44,8 @@ from gpt2lab.training import processes
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import exact_loss, plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.signals import Signals
-from gpt2lab.training.trainer import LostFolderError, Trainer, TrainingResult
+from gpt2lab.training.surroundings import LostFolderError
+from gpt2lab.training.trainer import Trainer, TrainingResult
 
 # Training work that two cores finish in a few minutes; a random architecture gets as many steps as fit.
 RANDOM_CONFIG_FLOPS = 6e12
@@ -388,7 +389,7 @@ def _work() -> int:
     options = json.loads(sys.argv[1])
     try:
         run = train(**options)
-    except (InputError, TrainingError, OSError) as error:
+    except (InputError, TrainingError, OSError, MemoryError) as error:
         return tell(error)
     if os.environ.get("RANK", "0") == "0":
         plain_console().print(ended(run, options.get("attention")))

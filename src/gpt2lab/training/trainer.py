@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.errors import InputError, TrainingError
-from gpt2lab.files import FolderWatch, locked_folder
+from gpt2lab.files import locked_folder
 from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import assert_cached, positions_to_probe, try_to_learn
@@ -44,6 +44,7 @@ from gpt2lab.training.processes import (
 from gpt2lab.training.randomness import drawing, seed_generators
 from gpt2lab.training.sharding import as_shard, check_processes, gathered, wrap
 from gpt2lab.training.signals import Signals
+from gpt2lab.training.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,10 +62,6 @@ class TrainingResult:
     step: int
     validation_loss: float | None
     stopped_by: signal.Signals | None = None
-
-
-class LostFolderError(TrainingError):
-    """The run folder is not the one that it was; a checkpoint was saved in a new one."""
 
 
 @dataclass
@@ -197,10 +194,10 @@ class Trainer:
         with ExitStack() as stack:
             if config.threads is not None:
                 stack.enter_context(torch_threads(config.threads))
-            watch = None
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
-                watch = FolderWatch(run, ".lock", "config.yaml", "tokenizer.json") if rank() == 0 else None
+            data = [path for each in (self.train_dataset, self.test_dataset) for path in getattr(each, "files", ())]
+            surroundings = Surroundings(run, data) if rank() == 0 else None
             stack.enter_context(naming_lost_processes())
             signals = stack.enter_context(Signals())
             self.started = time.perf_counter() - self.state.seconds
@@ -216,19 +213,17 @@ class Trainer:
                 saves = run is not None and (step == self.steps or at(config.checkpoint_every, step))
                 measures = saves or step == self.steps or at(eval_every, step)
                 looks = measures or at(RECORD_EVERY, step)
+                wrong: list[TrainingError] = []
                 if looks:
                     self._look(eval_tokens if measures else None)
                     self._report(sinks)
-                gone = looks and watch is not None and watch.is_lost()
-                stop, save, lost = highest(signals.stop, signals.save, gone)
+                    wrong = on_the_first(lambda: [] if surroundings is None else surroundings.wrong(self.state.step))
+                stop, save = highest(signals.stop, signals.save)
                 signals.save = False
-                if run is not None and (stop or save or saves or lost):
-                    self._save(run, last=stop > 0 or lost > 0 or step == self.steps)
-                if lost:
-                    raise LostFolderError(
-                        f"the run folder {run} was deleted, moved or emptied while it was trained into; a checkpoint "
-                        f"of step {step} is saved in a new one of that name: gpt2lab train --resume {run}"
-                    )
+                if run is not None and (stop or save or saves or wrong):
+                    self._save(run, last=stop > 0 or bool(wrong) or step == self.steps)
+                if wrong:
+                    raise wrong[0]
             signals.give_back(*signals.STOPPING)  # all is saved, and what follows may be interrupted
             exact = None
             if self.state.step == self.steps and not self.ended:
