@@ -1,10 +1,16 @@
 """Files that are whole or absent."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from gpt2lab.files import atomic_write
+from gpt2lab.manifests import replace_files
+from gpt2lab.model import GPT2
+from gpt2lab.runs.folder import TrainingState
+from gpt2lab.training.checkpoint import Snapshot, save_checkpoint
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -23,3 +29,19 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_files_get_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    model = GPT2(5, 4, 8, 2, 8, 1, seed=0)
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"")
+        replace_files(tmp_path, {"other": b""})
+        model.save(tmp_path / "model")
+        save_checkpoint(tmp_path / "run", model, Snapshot.of(model, []), TrainingState(1, 1, 1.0, None))
+    finally:
+        os.umask(before)
+    rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(rights) > 6
+    assert set(rights.values()) == {0o640}, rights

@@ -495,3 +495,21 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
     assert main(["--version"]) == 0
     assert importlib.metadata.version("gpt2lab") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["[/a]", "$^$", "\x1b[31mred", "{a}%s:smile:", "-x", "_"])
+def test_a_name_is_shown_as_it_is_and_no_markup_or_formula(
+    command: Command, rhyme_file: Path, tmp_path: Path, name: str
+) -> None:
+    run = tmp_path / name
+    done = command("train", "--text", rhyme_file, *TINY, "--max-steps", 2, f"--out={run}")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    assert f"run folder  {tmp_path}/{name}".replace("\x1b", r"\x1b") in done.out
+    ElementTree.parse(run / "loss.svg")
+    assert "could not be drawn" not in done.err
+    listed = command("runs", tmp_path)
+    assert "\x1b" not in listed.out
+    refused = command("train", "--resume", run / "nowhere")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "\x1b" not in refused.err

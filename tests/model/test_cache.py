@@ -238,15 +238,6 @@ def test_reading_with_a_cache_leaves_no_graph() -> None:
     assert not any(tensor.requires_grad for tensor in tensors_of(cache))
 
 
-def test_a_cache_that_was_filled_under_autocast_can_be_read_without_it() -> None:
-    model = randomised(GPT2(11, 16, 32, 2, 10, 2, position="rope"), dtype=torch.float32)
-    ids, cache = random_ids(model, 1, 8), KeyValueCache(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(ids[:, :4], cache=cache)
-        model(ids[:, 4:6], cache=cache)
-    torch.testing.assert_close(model(ids[:, 6:], cache=cache), model(ids)[:, 6:], rtol=0, atol=0.1)
-
-
 class Latent(SlidingWindowAttention):
     """Keys and values of all heads are made of three numbers a token, which are all that is cached (as in multi-head
     latent attention, DeepSeek-AI 2024, arXiv:2405.04434, section 2.1).
@@ -313,3 +304,20 @@ def test_models_know_whether_they_are_endless() -> None:
         assert not GPT2(*sizes, position="none", window=(3, all_of_the_context)).endless
     assert GPT2(*sizes, position="rope", window=(3, 4, None)).endless  # two layers: the third window is never used
     assert GPT2(*sizes, position="none", window=3, attention=ALiBi).endless
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cache_that_was_filled_in_another_precision_is_refused(first: bool) -> None:
+    model = GPT2(11, 16, 16, 4, 20, 2, seed=0).eval()
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    cache = KeyValueCache(model, rows=2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=first):
+        model(ids, cache=cache)
+        model(ids, cache=cache[:2])
+    words = "filled in bfloat16 and is read in float32" if first else "filled in float32 and is read in bfloat16"
+    with torch.autocast("cpu", torch.bfloat16, enabled=not first), pytest.raises(InputError, match=words):
+        model(ids, cache=cache[:2])
+    for row in range(2):
+        cache.clear(row)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not first):
+        model(ids, cache=cache)  # of another text

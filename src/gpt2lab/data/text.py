@@ -96,8 +96,9 @@ class Text:
 
     def dataset(self, part: Split, context_size: int, progress: Progress | None = None) -> TokenDataset:
         """Windows of a part."""
+        tokens = self.tokens(part, progress)
         try:
-            return TokenDataset(self.tokens(part, progress), context_size, self.tokenizer.vocab_size)
+            return TokenDataset(tokens, context_size, self.tokenizer.vocab_size)
         except InputError as error:
             raise InputError(f"the {part} part of {self.corpus.name} is too short: {error} (--context-size)") from None
 

@@ -108,7 +108,7 @@ class KeyValueCache:
         part = copy.copy(self)
         part.lengths = self.lengths[rows]
         part.positions = {ring: positions[rows] for ring, positions in self.positions.items()}
-        part.layers = [LayerCache(layer.ring, layer.k[rows], layer.v[rows]) for layer in self.layers]
+        part.layers = [LayerCache(layer.ring, layer.k[rows], layer.v[rows], layer.read_in) for layer in self.layers]
         return part
 
     def clear(self, row: int) -> None:
@@ -150,6 +150,9 @@ class KeyValueCache:
                 f"it, cache[:{B}]"
             )
         given, before = positions is not None, self.lengths.clone()
+        if not before.any():
+            for layer in self.layers:
+                layer.read_in.clear()
         after = before + T if positions is None else torch.maximum(before, positions[:, -1].cpu() + 1)
         if int(after.max()) > self.max_seq_len and not self.endless:
             raise InputError(
@@ -241,14 +244,31 @@ class Chunk:
 
 
 class LayerCache:
-    """Keys (B, heads, S, width) and values of one layer, in a ring of S slots."""
+    """Keys (B, heads, S, width) and values of one layer, in a ring of S slots.
 
-    def __init__(self, ring: int, k: Tensor, v: Tensor) -> None:
+    Attributes:
+        read_in: the precision in which texts were read, which parts of the cache share.
+    """
+
+    def __init__(self, ring: int, k: Tensor, v: Tensor, read_in: set[torch.dtype] | None = None) -> None:
         self.ring, self.k, self.v = ring, k, v
+        self.read_in: set[torch.dtype] = set() if read_in is None else read_in
 
     def extend(self, k: Tensor, v: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Remember the keys (B, heads, T, width) and values of a chunk, and return all that its queries may see."""
+        """Remember the keys (B, heads, T, width) and values of a chunk, and return all that its queries may see.
+
+        Raises:
+            InputError: the chunk is read in another precision than those before it.
+        """
         seen = k, v
+        if self.read_in and k.dtype not in self.read_in:
+            (before,) = self.read_in
+            was, now = (str(dtype).removeprefix("torch.") for dtype in (before, k.dtype))
+            raise InputError(
+                f"the cache was filled in {was} and is read in {now}, so its keys are not those of this precision; "
+                "make a new one, or read the whole of a text under autocast, or none of it"
+            )
+        self.read_in.add(k.dtype)
         if chunk.reads == "both":
             seen = torch.cat((self.k[:, :, : chunk.used], k), dim=2), torch.cat((self.v[:, :, : chunk.used], v), dim=2)
         for rows, columns, slots in chunk.writes:

@@ -4,6 +4,7 @@ What stands here knows configurations and tensors, not models: :meth:`gpt2lab.GP
 """
 
 import json
+import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         OSError: it cannot be written.
     """
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    rights = stat.S_IMODE(path.stat().st_mode)
     try:
         safetensors.torch.save_file(whole, path, metadata={"format": "pt"})
+        path.chmod(rights)  # those of the umask; the library leaves the file to its owner alone
     except SafetensorError as error:  # which is how a full disk is told there
         raise OSError(str(error)) from None
 

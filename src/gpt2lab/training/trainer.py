@@ -245,6 +245,13 @@ class Trainer:
 
             self.show = stack.enter_context(TerminalDisplay(self.console))
         self._say(self.describe())
+        if self.precision == torch.bfloat16 and self.config.precision == "bfloat16" and num_processes() == 1:
+            slower = peak_flops(self.device, torch.float32) / self.peak
+            if slower > 2:
+                self._say(
+                    f"note: matrix products take {slower:.0f} times as long in bfloat16 as in float32 on this machine; "
+                    "--precision float32 is faster"
+                )
         if self.idle:
             more = f" and {len(self.idle) - 3} more" if len(self.idle) > 3 else ""
             self._say(f"note: {', '.join(self.idle[:3])}{more}: no gradient, so training leaves that as it is")
