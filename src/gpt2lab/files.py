@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from gpt2lab.errors import InputError
 
+DAY = 86_400.0  # seconds
+
 _REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 

@@ -21,7 +21,7 @@ from gpt2lab.comparison.measure import Measurements
 from gpt2lab.comparison.results import CellResult, Disqualified, Results, Timing
 from gpt2lab.comparison.settings import Design
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write
+from gpt2lab.files import DAY, atomic_write, sweep
 from gpt2lab.manifests import replace_files, verify_if_listed
 from gpt2lab.reading import read_json, read_settings, typed
 from gpt2lab.runs.folder import TrainingState, find_checkpoint, read_state
@@ -197,6 +197,7 @@ def _result(cell: Path, training: _Training, target: float | None) -> CellResult
 
 def write_results(out: Path, results: Results) -> None:
     """Write ``results.json`` and ``results.csv``."""
+    sweep(out, unchanged=DAY)
     for name, content in {
         RESULTS: json.dumps(results.to_dict(), allow_nan=False),
         "results.csv": results.csv(),

@@ -16,7 +16,7 @@ from gpt2lab.data.corpora import Corpus, cache_dir
 from gpt2lab.data.shards import Shards
 from gpt2lab.data.tokenizers import CharTokenizer, Tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write, sweep
+from gpt2lab.files import DAY, atomic_write, sweep
 
 Tokens = npt.NDArray[np.integer[Any]] | Shards
 
@@ -49,7 +49,7 @@ def encode_corpus(
     tokens = _cached(path)
     if tokens is None:
         path.parent.mkdir(exist_ok=True)
-        sweep(path.parent, unchanged=86_400)
+        sweep(path.parent, unchanged=DAY)
         done = 0
         with atomic_write(path) as file:
             # The header leaves room for any number, so it can be written again when the number is known.

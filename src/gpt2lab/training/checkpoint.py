@@ -91,8 +91,7 @@ def save_checkpoint(
 
     def begin() -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for remains in final.parent.glob(".step-*"):  # of a crash
-            shutil.rmtree(remains, ignore_errors=True)
+        _clear_remains(run)
         partial.mkdir()
         for name, content in model.description().items():
             (partial / name).write_bytes(content)
@@ -108,12 +107,7 @@ def save_checkpoint(
         _remove(final)
         partial.rename(final)
         flush(final.parent)
-        found = checkpoints_of(run)
-        going_on = found[: found.index(final) + 1]  # later ones are of a history that was given up
-        kept = {*going_on[-keep:], best_of(going_on), last_healthy(going_on)}
-        for old in found:
-            if old not in kept:
-                _remove(old)
+        clear_away(run, keep, final)
 
     try:
         on_the_first(begin, group)
@@ -125,6 +119,29 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def clear_away(run: Path, keep: int, last: Path | None = None) -> None:
+    """Delete the checkpoints that are neither among the latest nor the best nor the last healthy one.
+
+    Args:
+        run: the run folder.
+        keep: how many of the latest stay.
+        last: those after it are of a history that was given up, and go, too.
+    """
+    _clear_remains(run)
+    found = checkpoints_of(run)
+    going_on = found if last is None else found[: found.index(last) + 1]
+    kept = {*going_on[-keep:], best_of(going_on), last_healthy(going_on)}
+    for old in found:
+        if old not in kept:
+            _remove(old)
+
+
+def _clear_remains(run: Path) -> None:
+    """Delete what a crash has left of writing and deleting."""
+    for remains in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(remains, ignore_errors=True)
 
 
 class CheckpointWriter:

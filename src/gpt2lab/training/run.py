@@ -41,6 +41,7 @@ from gpt2lab.runs.given import merged_with_file, refuse_another_model, refuse_an
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import DataSettings, ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
+from gpt2lab.training.checkpoint import clear_away
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import exact_loss, plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.signals import Signals
@@ -324,6 +325,8 @@ def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokeni
     """Take the run folder, and write what repeats the run."""
     stack.enter_context(locked_folder(run))
     sweep(run)
+    if checkpoints_of(run):
+        clear_away(run, settings.training.keep)
     _describe(run, settings, tokenizer)
     if name := processes.job():
         (run / JOB).write_text(name, encoding="utf-8")
