@@ -1,6 +1,7 @@
 """Whatever is wrong with what a user gives: one sentence, exit code 2, and nothing left behind."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -49,6 +50,42 @@ def test_a_text_that_cannot_be_learned_from_is_refused(
     done = command("train", "--text", tmp_path / "bad.txt", *TINY, "--out", tmp_path / "run")
     assert_one_sentence(done, *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--embed-dim", 10**9], "GB of memory; make it smaller"),
+        (["--embed-dim", 10**9 + 7], "num_heads=4 does not divide embed_dim=1000000007; use one of 1"),
+        (["--num-layers", 10**6], "at most 1,000"),
+        (["--num-layers", 10**30], "at most 1,000"),
+        (["--context-size", 10**9], "a context of 1000000000 needs at least"),
+        (["--threads", 10**5], "at most 1,024"),
+        (["--accumulation-steps", 10**12], "at most 1,000,000"),
+        (["--batch-size", 10**13], "there is not enough memory"),
+        (["--tokenizer", "bpe", "--vocab-size", 10**12], "at most 1,000,000"),
+        (["--seed", 10**30], "seed is"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_they_fill_the_memory(
+    command: Command, rhyme_file: Path, tmp_path: Path, options: list[object], words: str
+) -> None:
+    given = {flag: value for of in (TINY, options) for flag, value in zip(of[::2], of[1::2], strict=True)}
+    flags = [word for pair in given.items() for word in pair]
+    done = command("train", "--text", rhyme_file, *flags, "--max-steps", 1, "--out", tmp_path / "run")
+    assert_one_sentence(done, words)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_pipe_and_a_device_are_refused_at_once(command: Command, modern: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        assert_one_sentence(command("train", "--text", path), str(path))
+        assert_one_sentence(command("train", "--config", path), str(path))
+        assert_one_sentence(command("data", "pack", path, "--out", tmp_path / "s"), str(path))
+        assert_one_sentence(command("judge", path, "--baseline", "a"), "no regular file, but a pipe or a device")
+        assert_one_sentence(command("evaluate", modern, "--text", path), str(path))
+    assert_one_sentence(command("data", "pack", "", "--out", tmp_path / "s"), "one of the inputs is empty")
 
 
 def test_a_text_that_is_nowhere_is_refused(command: Command, tmp_path: Path) -> None:

@@ -142,13 +142,21 @@ def test_a_comparison_goes_on_where_it_was_and_ends_the_same(copy: Path, made: P
         cell = copy / "context-8" / arm / f"seed-{seed}"
         shutil.rmtree(cell / "checkpoints")
         (cell / "measurements.json").unlink()
+    cell = copy / "context-8" / "original" / "seed-1"  # killed after its last checkpoint, before its exact loss
+    (cell / "measurements.json").unlink()
+    lines = (cell / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cell / "metrics.jsonl").write_text("".join(lines[:-1]))
     for path in (copy / "comparison.yaml", *copy.glob("context-8/*/seed-*/cell.yaml")):
         (path.parent / "manifest.json").unlink(missing_ok=True)  # that gpt2lab wrote none
         settings = yaml.safe_load(path.read_text())
         assert settings.pop("qk_norm") is False  # it was begun before there was such an option
         path.write_text(yaml.safe_dump(settings, sort_keys=False))
     kept = {path: path.stat().st_mtime_ns for path in copy.glob("context-8/*/seed-*/measurements.json")}
-    assert set(read_results(copy).unfinished) == {"context-8/rope/seed-1", "context-8/mine/seed-2"}
+    assert set(read_results(copy).unfinished) == {
+        "context-8/rope/seed-1",
+        "context-8/mine/seed-2",
+        "context-8/original/seed-1",
+    }
     with pytest.raises(InputError, match="the arm mine has an attention of its own, which is never run from a folder"):
         compare(copy)
     result = compare(copy, attentions={"mine": Mine}, rounds=0, progress=lambda *_: None)

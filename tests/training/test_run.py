@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 import gpt2lab
 from gpt2lab import GroupQueryAttention, InputError, ScaledDotProductAttention, SlidingWindowAttention
+from gpt2lab.errors import TrainingError
 from gpt2lab.options import options_of
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.records import Record, TrainingProgress
@@ -197,6 +199,24 @@ def test_samples_are_written_though_the_picture_cannot_be_drawn(rhyme_file: Path
         run = gpt2lab.train(text=str(rhyme_file), max_steps=1, out=tmp_path / "run", progress=lambda _: None, **SIZES)
     assert (run.folder / "samples.txt").read_text(encoding="utf-8").startswith("step 1, temperature 0.8:\n")
     assert run.loss is not None
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_run_folder_that_is_lost_is_made_again_with_all_that_going_on_needs(
+    rhyme_file: Path, tmp_path: Path, how: str
+) -> None:
+    folder = tmp_path / "run"
+
+    def lose(told: TrainingProgress) -> None:
+        if told.record is not None and told.step == 10 and how == "moved":
+            folder.rename(tmp_path / "elsewhere")
+        elif told.record is not None and told.step == 10:
+            shutil.rmtree(folder)
+
+    with pytest.raises(TrainingError, match="was deleted, moved or emptied"):
+        gpt2lab.train(text=str(rhyme_file), max_steps=30, out=folder, progress=lose, **SIZES)
+    assert {"config.yaml", "tokenizer.json", "manifest.json", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    assert gpt2lab.train(resume=folder, progress=lambda _: None).steps == 30
 
 
 # Documents

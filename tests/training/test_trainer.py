@@ -218,6 +218,21 @@ def test_dropout_is_on_in_training_and_off_in_validation(make_trainer: MakeTrain
     assert not torch.equal(weights[0.0], weights[0.5])
 
 
+@pytest.mark.parametrize(("asked", "slower"), [("bfloat16", 40), ("bfloat16", 1), ("float32", 40)])
+def test_bfloat16_on_a_machine_that_emulates_it_is_told_before_the_first_step(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, asked: str, slower: int
+) -> None:
+    speeds = {torch.float32: 4e12, torch.bfloat16: 4e12 / slower}
+    monkeypatch.setattr("gpt2lab.training.trainer.peak_flops", lambda device, dtype: speeds[dtype])
+    trainer = make_trainer(precision=asked, max_steps=2)
+    heard: list[tuple[int, str]] = []
+    trainer.progress = lambda progress: heard.append((progress.step, progress.message))
+    trainer.train()
+    note = "note: matrix products take 40 times as long in bfloat16 as in float32 on this machine; --precision"
+    told = [message for step, message in heard if step == 0 and message.startswith(note)]
+    assert len(told) == (asked == "bfloat16" and slower == 40)
+
+
 def test_bfloat16_trains_about_as_well_as_float32(make_trainer: MakeTrainer, train_data: TokenDataset) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
