@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2lab.data import CharTokenizer, load_tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.files import sweep
 from gpt2lab.manifests import Manifest, list_all, replace_files, verify_files, verify_if_listed
@@ -41,7 +42,10 @@ def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
     assert verify_files(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"format": 9, "files": {}}', '{"a": {"bytes": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", '{"format": 9, "files": {}}', '{"format": 1, "files": 5}', '{"../a": {"bytes": 1, "sha256": ""}}'],
+)
 def test_a_damaged_manifest_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(InputError, match=r"manifest\.json (is damaged|has the format 9)"):
@@ -81,6 +85,35 @@ def test_a_crash_while_files_are_replaced_leaves_all_old_all_new_or_a_folder_tha
         replace_files(folder, new)  # goes on from anything
         verify_files(folder)
     assert seen == ["old", "old", "half", "new", "new", "new", "new", "new"]
+
+
+@pytest.mark.parametrize("content", ["[]", '{"name": "my app", "icons": []}', '{"files": ["a", "b"]}', "{}"])
+def test_a_manifest_of_another_program_is_left_alone(tmp_path: Path, content: str) -> None:
+    tokenizer = CharTokenizer("abc")
+    (tmp_path / "manifest.json").write_text(content)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").fingerprint() == tokenizer.fingerprint()
+    with pytest.raises(InputError, match=r"manifest\.json is of another program"):
+        replace_files(tmp_path, {"a": b""})
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+def test_what_was_being_replaced_is_still_known_after_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_files(tmp_path, {"a": b"old", "b": b"b"})
+    write = Manifest.write
+    monkeypatch.setattr(Manifest, "write", lambda of, folder: write(of, folder) if of.becoming else fail())
+    with pytest.raises(CrashError):
+        replace_files(tmp_path, {"a": b"new"})
+    monkeypatch.setattr(Manifest, "write", write)
+    replace_files(tmp_path, {"b": b"other"})
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert verify_files(tmp_path)
+
+
+def fail() -> None:
+    raise CrashError
 
 
 def test_what_a_killed_write_left_is_swept_and_nothing_else(tmp_path: Path) -> None:

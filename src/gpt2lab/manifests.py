@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write, flush
-from gpt2lab.reading import loads, read_text, regular_file, typed
+from gpt2lab.reading import read_json, regular_file, typed
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -55,7 +55,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
-        """The manifest of a folder, if it has one.
+        """The manifest of a folder, if it has one; other programs have files of that name, too.
 
         Raises:
             InputError: it is damaged, or of a later gpt2lab.
@@ -63,13 +63,10 @@ class Manifest:
         path = folder / MANIFEST
         if not path.exists():
             return None
-        try:
-            values = loads(read_text(path))
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from None
-        if not isinstance(values, dict) or "format" not in values:  # before formats had numbers
+        values = read_json(object, path)
+        if not isinstance(values, dict) or not ({"format", "files"} <= values.keys() or _is_older(values)):
+            return None  # of another program
+        if "format" not in values:
             values = {"format": FORMAT, "files": values}
         if values["format"] != FORMAT:
             raise InputError(
@@ -88,6 +85,11 @@ class Manifest:
             file.write((json.dumps(values, indent=2) + "\n").encode())
 
 
+def _is_older(values: dict[str, object]) -> bool:
+    """Whether this is a manifest from before formats had numbers: files by name."""
+    return bool(values) and all(isinstance(one, dict) and one.keys() == {"bytes", "sha256"} for one in values.values())
+
+
 def list_all(folder: Path) -> None:
     """Write the manifest of all files that are in a folder."""
     Manifest(files={path.name: Described.of(path) for path in sorted(folder.iterdir())}).write(folder)
@@ -101,6 +103,10 @@ def replace_files(folder: Path, contents: Mapping[str, bytes | Callable[[Path], 
         contents: by name: the bytes, or what writes a file at the path that it is called with.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    before = Manifest.read(folder)
+    if before is None and (folder / MANIFEST).exists():
+        raise InputError(f"{folder / MANIFEST} is of another program; choose another folder, or move it away")
+    before = before or Manifest()
     written = {name: folder / f"{name}.{uuid.uuid4().hex}.tmp" for name in contents}
     try:
         for name, path in written.items():
@@ -111,14 +117,14 @@ def replace_files(folder: Path, contents: Mapping[str, bytes | Callable[[Path], 
                 content(path)
             flush(path)
         new = {name: Described.of(path) for name, path in written.items()}
-        before = Manifest.read(folder) or Manifest()
         old = {name: Described.of(folder / name) for name in contents if (folder / name).is_file()}
         if old:
             replace(before, files={**before.files, **old}, becoming={**before.becoming, **new}).write(folder)
         for name, path in written.items():
             path.replace(folder / name)
         left = {name: of for name, of in before.files.items() if (folder / name).exists()}
-        Manifest(files=dict(sorted({**left, **new}.items()))).write(folder)
+        becoming = {name: of for name, of in before.becoming.items() if name not in new}
+        Manifest(files=dict(sorted({**left, **new}.items())), becoming=becoming).write(folder)
     finally:
         for path in written.values():
             path.unlink(missing_ok=True)
@@ -150,7 +156,7 @@ def verify_files(folder: Path, names: Collection[str] | None = None) -> bool:
         whether there is a manifest at all.
 
     Raises:
-        InputError: a file is missing, cut short, changed, or too much.
+        InputError: a file is missing, cut short or changed, or there is one too many.
     """
     if (manifest := Manifest.read(folder)) is None:
         return False

@@ -89,14 +89,14 @@ def loads(text: str) -> object:
         raise ValueError("it is nested too deeply") from None
 
 
-def read_json(kind: type[T], path: Path) -> T:
-    """What a JSON file holds, as that type.
+def read_json(kind: type[T], path: Path, most: int = MOST_JSON) -> T:
+    """What a JSON file of at most so many bytes holds, as that type.
 
     Raises:
         InputError: the file is missing, no JSON, or holds something else.
     """
     try:
-        value = loads(read_text(path))
+        value = loads(read_text(path, most))
     except InputError:
         raise
     except ValueError as error:

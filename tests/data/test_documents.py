@@ -238,6 +238,18 @@ def test_parquet_without_the_column_or_with_other_things_in_it_is_refused(tmp_pa
         list(read_pieces(path))
 
 
+def test_a_line_that_is_too_long_is_refused_or_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt2lab.data.documents.LONGEST_LINE", 1 << 20)
+    lines = ['{"text": "a"}', '{"text": "' + "x" * (3 << 20) + '"}', '{"text": "b"}', '{"text": "c"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2: it is longer than 1 MiB"):
+        list(read_pieces(tmp_path / "a.jsonl"))
+    left_out = LeftOut()
+    found = [text for piece in read_pieces(tmp_path / "a.jsonl", left_out=left_out) for text in piece.texts]
+    assert found == ["a", "b", "c"]
+    assert left_out.number == 1
+
+
 def test_parquet_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_parquet(path, ["something to compress " * 50] * 10)

@@ -480,6 +480,20 @@ def assert_same(model: GPT2, other: GPT2) -> None:
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+class OneHead(GroupQueryAttention):
+    """Keys and values are shared whatever the configuration says, so it has fewer parameters than that."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__(config, layer)
+        self.num_kv_heads = 1
+
+
+def test_a_mechanism_with_fewer_parameters_than_its_configuration_is_loaded(tmp_path: Path) -> None:
+    model = GPT2(11, 16, 16, 4, 20, 2, attention=OneHead)
+    model.save(tmp_path)
+    assert_same(GPT2.load(tmp_path, attention=OneHead), model)
+
+
 def test_a_parameter_that_layers_share_is_saved_once_and_shared_again(tmp_path: Path) -> None:
     model = randomised(GPT2(11, 16, 16, 4, 20, 3, position="none", attention=SharedDistances))
     model.save(tmp_path)

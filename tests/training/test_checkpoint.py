@@ -373,7 +373,8 @@ def test_data_that_another_program_changes_ends_the_training_with_a_sentence_and
     ids = tmp_path / "ids.npy"
     np.save(ids, train_data.tokens)
     mapped = np.load(ids, mmap_mode="r")
-    trainer = make_trainer(tiny_model(train_data.vocab_size), max_steps=40, eval_every=0, out=tmp_path / "run")
+    options = {"max_steps": 40, "eval_every": 0, "checkpoint_every": 10, "out": tmp_path / "run"}
+    trainer = make_trainer(tiny_model(train_data.vocab_size), **options)
     trainer.train_dataset = TokenDataset(mapped, train_data.context_size, train_data.vocab_size)
 
     def change(record: Record) -> None:
@@ -383,12 +384,44 @@ def test_data_that_another_program_changes_ends_the_training_with_a_sentence_and
             os.truncate(ids, ids.stat().st_size + (4096 if how == "longer" else -1))  # what is read is there still
 
     trainer.sinks.append(change)
+    if how == "deleted":  # what is open is there still
+        assert trainer.train().step == 40
+        return
     with pytest.raises(TrainingError, match=r"ids\.npy, which is trained on, had .* bytes .*step 10 is saved: gpt2lab"):
         trainer.train()
     assert names(tmp_path / "run") == ["step-00000010"]
 
 
 # Going on
+
+
+def test_a_training_that_was_made_longer_measures_its_end_again(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(max_steps=4, out=tmp_path)
+    first = trainer.train().validation_loss
+    trainer.steps = 8
+    second = trainer.train().validation_loss
+    assert first is not None
+    assert second is not None
+    assert second != first
+    assert exact_loss(tmp_path) == second
+
+
+def test_a_loss_of_another_step_than_the_last_checkpoint_is_no_result(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    make_trainer(max_steps=4, out=tmp_path).train()
+    longer = make_trainer(max_steps=40, eval_every=0, checkpoint_every=6, out=tmp_path)
+    longer.restore(find_checkpoint(tmp_path, "last"))
+    longer.sinks.append(crash_after(10))
+    with pytest.raises(CrashError):
+        longer.train()
+    with pytest.raises(InputError, match="has not measured the loss at its end"):
+        exact_loss(tmp_path)
+
+
+def test_without_validation_data_there_is_no_loss(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer(max_steps=4, validate=False, out=tmp_path).train()
+    assert exact_loss(tmp_path) is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

@@ -343,7 +343,7 @@ def test_what_only_the_first_process_finds_wrong_is_one_sentence_for_all(rhyme_f
         (
             "--learning-rate",
             "0.00{rank}",
-            "the processes were started with different options: learning_rate is 0.001 in process 0 and",
+            "the processes were not started alike: learning_rate is 0.001 in process 0 and",
         ),
         ("--text", "{folder}/{rank}.txt", "process 1 cannot go on: no such file, folder or glob: '{folder}/2.txt'"),
         ("--config", "{folder}/{rank}.yaml", "process 1 cannot go on: there is no file {folder}/2.yaml"),

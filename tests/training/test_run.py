@@ -219,6 +219,27 @@ def test_a_run_folder_that_is_lost_is_made_again_with_all_that_going_on_needs(
     assert gpt2lab.train(resume=folder, progress=lambda _: None).steps == 30
 
 
+def test_going_on_from_an_earlier_checkpoint_keeps_it_until_there_is_another(rhyme_file: Path, tmp_path: Path) -> None:
+    options = {"text": str(rhyme_file), "out": tmp_path / "run", "checkpoint_every": 5, "keep": 1, "eval_every": 0}
+    gpt2lab.train(**options, max_steps=10, progress=lambda _: None, validation_fraction=0.0, **SIZES)
+    gpt2lab.train(resume=tmp_path / "run", max_steps=15, keep=2, progress=lambda _: None)
+    weights = tmp_path / "run" / "checkpoints" / "step-00000015" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+
+    def stop(told: TrainingProgress) -> None:
+        if told.message:
+            raise RuntimeError("the machine goes away before the first step")
+
+    with (
+        pytest.warns(UserWarning, match="an earlier checkpoint is used"),
+        pytest.raises(RuntimeError, match="goes away"),
+    ):
+        gpt2lab.train(resume=tmp_path / "run", keep=1, progress=stop)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000010").exists()
+    with pytest.warns(UserWarning, match="an earlier checkpoint is used"):
+        assert gpt2lab.train(resume=tmp_path / "run", progress=lambda _: None).steps == 15
+
+
 # Documents
 
 

@@ -25,7 +25,7 @@ from gpt2lab.model.attention import Mechanism, describe_mechanism
 from gpt2lab.model.saving import read_config
 from gpt2lab.progress import Progress
 from gpt2lab.reading import loads, typed
-from gpt2lab.runs.folder import checkpoints_of, load, open_text, read_state
+from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, find_checkpoint, load, open_text, read_state
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import RunSettings, read_recorded
 from gpt2lab.training.metrics import read_metrics
@@ -97,11 +97,11 @@ def only_tunes(folder: Path) -> bool:
 
 
 def _is_trained(folder: Path) -> bool:
-    if not (found := checkpoints_of(folder)):
-        return False  # of the last one: that it is whole is seen when it is loaded
+    if not checkpoints_of(folder):
+        return False
     steps, records = RunSettings.read(folder / CELL).training.max_steps or 0, read_metrics(folder / "metrics.jsonl")
     known = bool(records) and records[-1]["step"] >= steps and not records[-1].get("validation_is_estimate")
-    return known and read_state(found[-1]).step >= steps
+    return known and read_state(find_checkpoint(folder, "last", WEIGHTS)).step >= steps
 
 
 def run_cell(task: Task) -> int:

@@ -143,16 +143,18 @@ def _together(documents: Iterable[tuple[str, int]]) -> Iterator[Piece]:
         yield Piece(texts, False, position)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, bytes, int]]:
-    """Place, content and position of each document."""
+def _json_lines(path: Path) -> Iterator[tuple[str, bytes | None, int]]:
+    """Place, content (None: too long) and position of each document."""
     with unpacked(path) as (lines, packed):
         for number in itertools.count(1):
             line = lines.readline(LONGEST_LINE)
-            if len(line) == LONGEST_LINE:
-                raise InputError(f"{path}, line {number}: it is longer than {LONGEST_LINE >> 20} MiB; divide it")
-            if not line:
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := lines.readline(BLOCK_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield f"{path}, line {number}", None, packed.tell()
+            elif not line:
                 break
-            if line.strip():
+            elif line.strip():
                 yield f"{path}, line {number}", line, packed.tell()
 
 
@@ -178,7 +180,7 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[str, dict[str,
 
 
 def _texts(
-    documents: Iterable[tuple[str, bytes | dict[str, object], int]], text_column: str, left_out: LeftOut | None
+    documents: Iterable[tuple[str, bytes | dict[str, object] | None, int]], text_column: str, left_out: LeftOut | None
 ) -> Iterator[tuple[str, int]]:
     """The text and the position of each document."""
     for place, document, position in documents:
@@ -194,8 +196,10 @@ def _texts(
             yield text, position
 
 
-def _text_of(document: bytes | dict[str, object], text_column: str, place: str) -> str:
+def _text_of(document: bytes | dict[str, object] | None, text_column: str, place: str) -> str:
     """The text of a document (in JSON, if it is bytes), if it has one, and one that UTF-8 can express."""
+    if document is None:
+        raise InputError(f"{place}: it is longer than {LONGEST_LINE >> 20} MiB; divide it")
     try:
         found = json.loads(document) if isinstance(document, bytes) else document
     except (ValueError, RecursionError) as error:

@@ -41,6 +41,7 @@ from gpt2lab.manifests import replace_files, verify_if_listed
 from gpt2lab.reading import read_json, shortly
 
 RECORD = "pack.json"
+MOST_RECORD = 1 << 30  # it names every input
 LEARNED = ("char", "bpe")  # tokenizers that depend on the inputs
 
 Progress = Callable[[str, int, int], None]
@@ -318,7 +319,7 @@ def _kept(out: Path, options: dict[str, Any], states: list[list[int]]) -> dict[s
     """What of a packing that was begun still holds: where those shards begin of which nothing is damaged or changed."""
     try:
         verify_if_listed(out / RECORD)
-        begun = read_json(_Record, out / RECORD)
+        begun = read_json(_Record, out / RECORD, MOST_RECORD)
     except InputError as error:
         raise InputError(f"{error}; or choose another --out") from None
     starts, finished = [Place(*start) for start in begun.starts], begun.finished

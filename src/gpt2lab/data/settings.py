@@ -7,7 +7,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 from gpt2lab.threads import MOST_THREADS
 
-MOST_IDS = 1_000_000  # of a tokenizer that is learned here
+MOST_LEARNED = 1_000_000  # ids of a tokenizer that is learned here
 MOST_TOKENS = 2**31 - 1  # that the header of a shard can tell
 
 
@@ -48,7 +48,7 @@ class PackSettings(FileSettings):
         "gpt2",
         '"gpt2", "char" or "bpe" (byte-level, learned from all the documents first), or the path of a tokenizer.json.',
     )
-    vocab_size: int = option(32_768, 'ids of a "bpe" tokenizer.', least=1, most=MOST_IDS)
+    vocab_size: int = option(32_768, 'ids of a "bpe" tokenizer.', least=1, most=1 << 16)
     shard_tokens: int = option(
         100_000_000, "tokens of every shard but the last: 100,000,000 are 200 MB.", least=1, most=MOST_TOKENS
     )

@@ -155,7 +155,7 @@ def _model_meant(asked: PlanSettings, switches: dict[str, Any]) -> GPT2Config:
     if asked.model in SIZES:
         named = {"variant": "original", "context_size": 1024} | SIZES[asked.model]
     elif Path(asked.model).exists():
-        known = read_config(find_checkpoint(asked.model, "last"))
+        known = read_config(find_checkpoint(asked.model, "last", ("config.json",)))
         described = ModelSettings.describing(known, known.attention)
         named = {name: getattr(described, name) for name in options_of(ModelSettings)}
         vocab_size = known.vocab_size

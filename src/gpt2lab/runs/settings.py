@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from gpt2lab.config import MOST_LAYERS, GPT2Config, Switches, Variant, random_architecture, variant_switches
-from gpt2lab.data.settings import MOST_IDS, FileSettings
+from gpt2lab.data.settings import MOST_LEARNED, FileSettings
 from gpt2lab.errors import InputError
 from gpt2lab.manifests import replace_files, verify_if_listed
 from gpt2lab.options import check, given_options, option, options_of, part, spelled
@@ -49,7 +49,9 @@ class DataSettings(FileSettings):
         older=("embedding_type",),
         spellings={"shakespearean": "char", "shakesperean": "char", "char": "char", "bpe": "bpe", "gpt2": "gpt2"},
     )
-    vocab_size: int = option(1024, 'number of ids of a "bpe" tokenizer.', in_comparison="all", least=1, most=MOST_IDS)
+    vocab_size: int = option(
+        1024, 'number of ids of a "bpe" tokenizer.', in_comparison="all", least=1, most=MOST_LEARNED
+    )
     validation_fraction: float = option(
         0.05,
         "share of the text, before the test part, on which training measures itself.",

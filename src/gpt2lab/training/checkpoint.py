@@ -91,7 +91,7 @@ def save_checkpoint(
 
     def begin() -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _clear_remains(run)
+        clear_remains(run)
         partial.mkdir()
         for name, content in model.description().items():
             (partial / name).write_bytes(content)
@@ -107,7 +107,7 @@ def save_checkpoint(
         _remove(final)
         partial.rename(final)
         flush(final.parent)
-        clear_away(run, keep, final)
+        _clear_away(run, keep, final)
 
     try:
         on_the_first(begin, group)
@@ -121,24 +121,18 @@ def save_checkpoint(
     return final
 
 
-def clear_away(run: Path, keep: int, last: Path | None = None) -> None:
-    """Delete the checkpoints that are neither among the latest nor the best nor the last healthy one.
-
-    Args:
-        run: the run folder.
-        keep: how many of the latest stay.
-        last: those after it are of a history that was given up, and go, too.
-    """
-    _clear_remains(run)
+def _clear_away(run: Path, keep: int, last: Path) -> None:
+    """Delete the checkpoints that are neither among the latest nor the best nor the last healthy one; and those after
+    the last one, which are of a history that was given up."""
     found = checkpoints_of(run)
-    going_on = found if last is None else found[: found.index(last) + 1]
+    going_on = found[: found.index(last) + 1]
     kept = {*going_on[-keep:], best_of(going_on), last_healthy(going_on)}
     for old in found:
         if old not in kept:
             _remove(old)
 
 
-def _clear_remains(run: Path) -> None:
+def clear_remains(run: Path) -> None:
     """Delete what a crash has left of writing and deleting."""
     for remains in (run / "checkpoints").glob(".step-*"):
         shutil.rmtree(remains, ignore_errors=True)
@@ -293,7 +287,7 @@ class _Tensors:
         """One that has to have the shape and the precision of another (shapes that broadcast would be copied, too).
 
         Raises:
-            InputError: it has not.
+            InputError: they differ.
         """
         found = self.get_tensor(name)
         if found.shape != expected.shape or found.dtype != expected.dtype:

@@ -14,6 +14,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.plots import name_in_plot, new_plot, save_plot, short_numbers
 from gpt2lab.reading import MIB, loads, read_lines, typed
+from gpt2lab.runs.folder import checkpoints_of, read_state
 from gpt2lab.runs.records import Record
 
 MOST_METRICS = 256 * MIB
@@ -51,7 +52,9 @@ class MetricsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
+        with self.file:
+            if kind is None and self.unwritten:  # there is no next record
+                self.file.write(self.unwritten)
 
 
 def read_metrics(path: Path) -> list[Record]:
@@ -84,11 +87,13 @@ def exact_loss(run: Path) -> float | None:
     Raises:
         InputError: the training has not ended, or its loss was not finite. An estimate is never taken for it.
     """
-    records = read_metrics(run / "metrics.jsonl")
-    if not records or records[-1].get("validation_is_estimate"):
+    records, found = read_metrics(run / "metrics.jsonl"), checkpoints_of(run)
+    ended = bool(records and found) and records[-1]["step"] == read_state(found[-1]).step
+    exact = ended and records[-1].get("validation_is_estimate") is False
+    if not exact and (not ended or any("validation_loss" in record for record in records)):
         raise InputError(f"{run} has not measured the loss at its end; gpt2lab train --resume {run} does")
     loss = records[-1].get("validation_loss")
-    if loss is None and "validation_loss" in records[-1]:
+    if exact and loss is None:
         raise InputError(f"the loss of {run} is not finite at its end: it diverged")
     return loss
 

@@ -205,7 +205,7 @@ def check_alike(options: Mapping[str, object]) -> None:
     for number, others in enumerate(told):
         if name := next((n for n in {**told[0], **others} if told[0].get(n) != others.get(n)), None):
             raise InputError(
-                f"the processes were started with different options: {name} is {told[0].get(name)!r} in process 0 and "
+                f"the processes were not started alike: {name} is {told[0].get(name)!r} in process 0 and "
                 f"{others.get(name)!r} in process {number}"
             )
 

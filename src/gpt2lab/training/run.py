@@ -27,7 +27,7 @@ from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.corpora import Split
 from gpt2lab.data.text import Text
-from gpt2lab.errors import InputError, TrainingError, tell
+from gpt2lab.errors import InputError, TrainingError, of_memory, tell
 from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
 from gpt2lab.manifests import replace_files
@@ -41,7 +41,7 @@ from gpt2lab.runs.given import merged_with_file, refuse_another_model, refuse_an
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import DataSettings, ModelSettings, RunSettings, TrainerConfig, TrainOptions, spell_attention
 from gpt2lab.training import processes
-from gpt2lab.training.checkpoint import clear_away
+from gpt2lab.training.checkpoint import clear_remains
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.metrics import exact_loss, plot_losses, read_metrics, tensorboard_sink, wandb_sink
 from gpt2lab.training.signals import Signals
@@ -205,13 +205,17 @@ def _place(stack: ExitStack, settings: RunSettings, resume: str | Path | None) -
     """The run folder, and the checkpoint that the training goes on from."""
     asked = resume or settings.training.out
     run = Path(asked or processes.on_the_first(partial(_new_folder, stack, settings.model)))
-    if resume is not None or _is_of_this_job(run):
-        # First, because another process that trains there would delete the checkpoint that is read here.
-        processes.on_the_first(partial(stack.enter_context, locked_folder(run)))
-        return run, processes.on_the_first(partial(find_checkpoint, run, "last"))
-    if checkpoints_of(run):
-        raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
-    return run, None
+
+    def checkpoint() -> Path | None:
+        if resume is not None or _is_of_this_job(run):
+            # First, because another process that trains there would delete the checkpoint that is read here.
+            stack.enter_context(locked_folder(run))
+            return find_checkpoint(run, "last")
+        if checkpoints_of(run):
+            raise InputError(f"{run} already holds a run; go on with --resume {run}, or choose another --out")
+        return None
+
+    return run, processes.on_the_first(checkpoint)
 
 
 def _is_of_this_job(run: Path) -> bool:
@@ -325,8 +329,7 @@ def _begin(stack: ExitStack, run: Path, settings: RunSettings, tokenizer: Tokeni
     """Take the run folder, and write what repeats the run."""
     stack.enter_context(locked_folder(run))
     sweep(run)
-    if checkpoints_of(run):
-        clear_away(run, settings.training.keep)
+    clear_remains(run)
     _describe(run, settings, tokenizer)
     if name := processes.job():
         (run / JOB).write_text(name, encoding="utf-8")
@@ -392,7 +395,11 @@ def _work() -> int:
     options = json.loads(sys.argv[1])
     try:
         run = train(**options)
-    except (InputError, TrainingError, OSError, MemoryError) as error:
+    except (InputError, TrainingError, OSError) as error:
+        return tell(error)
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
         return tell(error)
     if os.environ.get("RANK", "0") == "0":
         plain_console().print(ended(run, options.get("attention")))

@@ -184,8 +184,7 @@ class Trainer:
         """
         config, run = self.config, Path(self.config.out) if self.config.out else None
         eval_every, eval_tokens = config.estimates(self.steps, self.model.config.max_seq_len)
-        if self.test_dataset is None:
-            eval_every = 0
+        eval_every = 0 if self.test_dataset is None else eval_every
         stop = 0
         if self.state.step == 0:
             if run is not None and checkpoints_of(run):
@@ -196,8 +195,7 @@ class Trainer:
                 stack.enter_context(torch_threads(config.threads))
             if run is not None:
                 on_the_first(partial(stack.enter_context, locked_folder(run)))
-            data = [path for each in (self.train_dataset, self.test_dataset) for path in getattr(each, "files", ())]
-            surroundings = Surroundings(run, data) if rank() == 0 else None
+            surroundings = Surroundings(run, self.train_dataset, self.test_dataset) if rank() == 0 else None
             stack.enter_context(naming_lost_processes())
             signals = stack.enter_context(Signals())
             self.started = time.perf_counter() - self.state.seconds
@@ -208,6 +206,7 @@ class Trainer:
             while self.state.step < self.steps and not stop:
                 loss, tokens = self.update(batches)
                 self.unread.append(loss)
+                self.ended = False
                 step, tokens = self.state.step + 1, self.state.tokens + tokens
                 self.state = dataclasses.replace(self.state, step=step, tokens=tokens, validation_loss=None)
                 saves = run is not None and (step == self.steps or at(config.checkpoint_every, step))
@@ -217,7 +216,7 @@ class Trainer:
                 if looks:
                     self._look(eval_tokens if measures else None)
                     self._report(sinks)
-                    wrong = on_the_first(lambda: [] if surroundings is None else surroundings.wrong(self.state.step))
+                    wrong = on_the_first(partial(surroundings.wrong, step, measures) if surroundings else list)
                 stop, save = highest(signals.stop, signals.save)
                 signals.save = False
                 if run is not None and (stop or save or saves or wrong):
