@@ -356,6 +356,16 @@ def test_a_finished_run_is_finished_again_and_made_longer_on_request(
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
+def test_the_end_of_a_run_of_a_single_record_is_done_again(command: Command, rhyme_file: Path, tmp_path: Path) -> None:
+    assert command("train", "--text", rhyme_file, *TINY, "--max-steps", 1, "--out", tmp_path).code == 0
+    (before,) = read_metrics(tmp_path / "metrics.jsonl")
+    done = command("train", "--resume", tmp_path)
+    assert done.code == 0, done.err
+    (after,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert without_clock([after]) == without_clock([before])
+    assert after["tokens_per_second"] > 0
+
+
 def test_an_existing_run_is_never_written_over(command: Command, rhyme_file: Path, original: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
     done = command("train", "--text", rhyme_file, *TINY, "--max-steps", 1, "--out", original)

@@ -419,6 +419,13 @@ def test_a_loss_of_another_step_than_the_last_checkpoint_is_no_result(
         exact_loss(tmp_path)
 
 
+def test_the_end_is_done_again_where_no_folder_knows_what_was_told(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    make_trainer(max_steps=4, out=tmp_path).train()
+    again = make_trainer(max_steps=4)
+    again.restore(find_checkpoint(tmp_path, "last"))
+    assert again.train().validation_loss == exact_loss(tmp_path)
+
+
 def test_without_validation_data_there_is_no_loss(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer(max_steps=4, validate=False, out=tmp_path).train()
     assert exact_loss(tmp_path) is None

@@ -70,7 +70,7 @@ class TerminalDisplay:
             self.console.out(f"step {told.step:>6}/{told.steps} · {line}", highlight=False)
 
     def _line(self, record: Record, speed: float, wide: bool = True) -> str:
-        share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"] if wide else 0.0
+        share = record.get("peak_share", 0.0) * speed / record["tokens_per_second"] if wide and speed else 0.0
         return f"loss {_number(record['loss'])} · val {self.validation} · {speed:,.0f} tok/s" + (
             f" · {share:.0%} of peak" if 0 < share <= 1 else ""
         )

@@ -259,10 +259,10 @@ class Trainer:
             # The record of the last step is written again, since what it tells is measured again.
             kept = self.state.step - (self.state.step == self.steps and not self.ended)
             files = [stack.enter_context(MetricsFile(run / "metrics.jsonl", kept))]
-            if (last := files[0].last) is not None:
-                self.last_told = self.started + last["seconds"], last["tokens"]
-                if last["step"] == self.state.step:  # it has told these
-                    self.state = dataclasses.replace(self.state, losses=[])
+            last = files[0].last  # without one, nothing was told since the beginning
+            self.last_told = (self.started + last["seconds"], last["tokens"]) if last else (self.started, 0)
+            if last and last["step"] == self.state.step:  # it has told these
+                self.state = dataclasses.replace(self.state, losses=[])
         return [
             *self.sinks,
             *files,
