@@ -1,7 +1,7 @@
 """Sizes and switches of a model, their validation, and the named variants.
 
 Everything that shapes a model stands here, and nothing that trains, stores or reads text: this file
-imports nothing of the project but its errors and how options are declared.
+imports nothing of the project but its errors, and how options are declared and shown.
 """
 
 import dataclasses

@@ -28,28 +28,33 @@ class InputError(ValueError):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
 
 
-def of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, of the machine or of a GPU."""
-    said = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
-    )
-
-
 class TrainingError(RuntimeError):
     """A training cannot go on; the message says why, and what is left of it."""
 
 
 def tell(error: Exception) -> int:
-    """Print an error as one sentence on standard error; returns the exit code: 1 for a training, 2 for wrong input."""
+    """Print an error as one sentence on standard error; returns the exit code: 1 for a training, 2 for wrong input.
+
+    An error that there is no sentence for is raised again.
+    """
+    if not (isinstance(error, InputError | TrainingError | OSError) or _of_memory(error)):
+        raise error
     failed = isinstance(error, TrainingError)
     # Of a machine's processes, which all find the same input wrong, one is enough to say so.
     if failed or os.environ.get("LOCAL_RANK", "0") == "0":
         said = str(error)
-        if of_memory(error):
+        if _of_memory(error):
             why = said.partition("\n")[0] or "it is full"
             said = f"there is not enough memory ({why}); make the batch or the model smaller"
         elif isinstance(error, OSError):
             said = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
         print(f"gpt2lab: {printable(said)}", file=sys.stderr)
     return 1 if failed else 2
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether an error says that there was not enough memory, of the machine or of a GPU."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )

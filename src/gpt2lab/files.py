@@ -14,13 +14,19 @@ from gpt2lab.errors import InputError
 
 DAY = 86_400.0  # seconds
 
-_REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+def unfinished(path: Path) -> Path:
+    """A name beside a file, for what will take its place."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+_REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the end of such a name
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = unfinished(path)
     try:
         with temporary.open("wb") as file:
             yield file

@@ -7,13 +7,12 @@ knows.
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from gpt2lab.errors import InputError
-from gpt2lab.files import atomic_write, flush
+from gpt2lab.files import atomic_write, flush, unfinished
 from gpt2lab.reading import read_json, regular_file, typed
 
 MANIFEST = "manifest.json"
@@ -84,6 +83,26 @@ class Manifest:
         with atomic_write(folder / MANIFEST) as file:
             file.write((json.dumps(values, indent=2) + "\n").encode())
 
+    def verify(self, folder: Path, names: Collection[str]) -> None:
+        """Compare files of its folder with it.
+
+        Raises:
+            InputError: a file is missing, cut short or changed, or not listed.
+        """
+        fresh: set[bool] = set()  # of files that were being replaced: whether they are the new ones
+        for name in sorted(names):
+            path, known = folder / name, self.files.get(name)
+            if known is None and name not in self.becoming:
+                raise InputError(f"{path} is damaged: it is not among the files of {folder / MANIFEST}")
+            if (now := Described.of(path)) not in (known, self.becoming.get(name)):
+                raise InputError(f"{path} is damaged, or was edited since it was written")
+            if name in self.becoming and known != self.becoming[name]:
+                fresh.add(now != known)
+        if len(fresh) > 1:
+            raise InputError(
+                f"{folder} was being written when that was interrupted, and half of it is new; write it again"
+            )
+
 
 def _is_older(values: dict[str, object]) -> bool:
     """Whether this is a manifest from before formats had numbers: files by name."""
@@ -107,7 +126,7 @@ def replace_files(folder: Path, contents: Mapping[str, bytes | Callable[[Path], 
     if before is None and (folder / MANIFEST).exists():
         raise InputError(f"{folder / MANIFEST} is of another program; choose another folder, or move it away")
     before = before or Manifest()
-    written = {name: folder / f"{name}.{uuid.uuid4().hex}.tmp" for name in contents}
+    written = {name: unfinished(folder / name) for name in contents}
     try:
         for name, path in written.items():
             content = contents[name]
@@ -139,7 +158,7 @@ def verify_if_listed(path: Path) -> None:
     manifest = Manifest.read(path.parent)
     if manifest is not None and path.name in {*manifest.files, *manifest.becoming}:
         try:
-            verify_files(path.parent, [path.name])
+            manifest.verify(path.parent, {path.name})
         except InputError as error:
             keep = f"put back what it was, or delete {path.parent / MANIFEST} if this is what you want"
             raise InputError(f"{error}; {keep}") from None
@@ -160,16 +179,6 @@ def verify_files(folder: Path, names: Collection[str] | None = None) -> bool:
     """
     if (manifest := Manifest.read(folder)) is None:
         return False
-    there = {*manifest.files, *(path.name for path in folder.iterdir())} - {MANIFEST} if names is None else {*names}
-    fresh: set[bool] = set()  # of files that were being replaced: whether they are the new ones
-    for name in sorted(there):
-        path, known = folder / name, manifest.files.get(name)
-        if known is None and name not in manifest.becoming:
-            raise InputError(f"{path} is damaged: it is not among the files of {folder / MANIFEST}")
-        if (now := Described.of(path)) not in (known, manifest.becoming.get(name)):
-            raise InputError(f"{path} is damaged, or was edited since it was written")
-        if name in manifest.becoming and known != manifest.becoming[name]:
-            fresh.add(now != known)
-    if len(fresh) > 1:
-        raise InputError(f"{folder} was being written when that was interrupted, and half of it is new; write it again")
+    there = {*manifest.files, *(path.name for path in folder.iterdir())} - {MANIFEST} if names is None else names
+    manifest.verify(folder, there)
     return True

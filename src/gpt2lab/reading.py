@@ -11,7 +11,7 @@ import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from gpt2lab.errors import InputError
 
@@ -95,10 +95,9 @@ def read_json(kind: type[T], path: Path, most: int = MOST_JSON) -> T:
     Raises:
         InputError: the file is missing, no JSON, or holds something else.
     """
+    text = read_text(path, most)
     try:
-        value = loads(read_text(path, most))
-    except InputError:
-        raise
+        value = loads(text)
     except ValueError as error:
         raise InputError(f"{path} is damaged: {_in_a_line(error)}") from None
     return typed(kind, value, str(path))
@@ -206,18 +205,19 @@ def _key(kind: type, key: str, where: str) -> str | int:
         raise InputError(f"{where} is damaged: {shortly(key)} stands where a whole number has to be") from None
 
 
-def _named(kind: type, value: object, where: str) -> object:
+def _named(kind: Any, value: object, where: str) -> object:
     """A dataclass or a TypedDict."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is damaged: {shortly(value)} stands where named values have to be")
-    hints, given = get_type_hints(kind, include_extras=True), {}
-    needed = {name for name, hint in hints.items() if get_origin(hint) is not NotRequired}
-    if dataclasses.is_dataclass(kind):
+    if is_typeddict(kind):
+        needed = kind.__required_keys__
+    else:
         missing = dataclasses.MISSING
         needed = {f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing}
-    for name, hint in hints.items():
+    given = {}
+    for name, hint in get_type_hints(kind).items():
         if name in value:
-            given[name] = _typed(get_args(hint)[0] if get_origin(hint) is NotRequired else hint, value[name], where)
+            given[name] = _typed(hint, value[name], where)
         elif name in needed:
             raise InputError(f"{where} is damaged: {name} is missing")
     try:

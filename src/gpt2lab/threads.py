@@ -7,10 +7,9 @@ import warnings
 # How often a waiting thread of GNU OpenMP, which torch's builds for Linux use, looks before it sleeps. Its own default
 # is for ever, or nearly; docs/performance.md tells what that costs beside a busy process.
 SPINS = "1000"
+DECIDE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 MOST_THREADS = 1_024  # with a hundred times as many, libraries end the process
-
-DECIDE = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def available_cores() -> int:

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gpt2lab.errors import InputError, TrainingError, of_memory, printable, tell
+from gpt2lab.errors import printable, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             printable(f"\ngpt2lab: interrupted{f'; {interrupted}' if interrupted.args else ''}", "\n"), file=sys.stderr
         )
         return 130
-    except (InputError, TrainingError, OSError) as error:
-        return tell(error)
-    except (MemoryError, RuntimeError) as error:
-        if not of_memory(error):
-            raise
+    except Exception as error:
         return tell(error)
 
 

@@ -33,7 +33,7 @@ def run(typed: Sequence[str]) -> int:
         return tell(_in_our_words(error))
 
 
-def _in_our_words(error: CycloptsError) -> Exception:
+def _in_our_words(error: CycloptsError) -> InputError:
     """What the parser of the command line finds wrong, as a sentence that says what to type."""
     if isinstance(error, UnusedCliTokensError):
         names = " ".join(map(str, error.unused_tokens or ()))
@@ -44,4 +44,6 @@ def _in_our_words(error: CycloptsError) -> Exception:
         close = closest(typed.lstrip("-").replace("-", "_"), known)
         hint = "see --help" if close is None else f"did you mean {known[close]}?"
         return InputError(f"there is no option {typed}; {hint}")
-    return error.__cause__ if isinstance(error.__cause__, InputError) else error  # from reading a value
+    return (
+        error.__cause__ if isinstance(error.__cause__, InputError) else InputError(str(error))
+    )  # from reading a value

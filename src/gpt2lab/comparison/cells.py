@@ -221,7 +221,7 @@ def _on_ray(address: str) -> tuple[Callable[[Task, int], int], int]:
 def _main() -> int:
     try:
         return run_cell(typed(Task, loads(sys.argv[1]), "the task"))
-    except (InputError, OSError) as error:
+    except Exception as error:
         return tell(error)
 
 

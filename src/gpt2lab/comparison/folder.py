@@ -139,8 +139,8 @@ class _Training(NamedTuple):
 def _training(cell: Path) -> _Training:
     records = read_metrics(cell / "metrics.jsonl")
     state = read_state(find_checkpoint(cell, "last", ("state.json",)))
-    measured = [(r["tokens"], r.get("validation_loss")) for r in records if r.get("validation_is_estimate")]
-    curve = [(tokens, loss) for tokens, loss in measured if loss is not None]
+    estimates = [record for record in records if record.get("validation_is_estimate")]
+    curve = [(r["tokens"], loss) for r in estimates if (loss := r.get("validation_loss")) is not None]
     if state.validation_loss is not None:  # an estimate like those before it; the last record has the exact one
         curve.append((state.tokens, state.validation_loss))
     return _Training(records[-1] if records else None, state, curve)

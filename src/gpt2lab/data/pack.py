@@ -136,7 +136,7 @@ def pack(
             replace_files(out, {"tokenizer.json": used.save})
             _save(out, record)
         sweep(out)
-        for remains in {*out.glob("tokens_*.bin")} - set(_complete(out, starts)):
+        for remains in set(out.glob("tokens_*.bin")) - set(_complete(out, starts)):
             remains.unlink()  # of a packing that was killed, or of inputs that changed
         if not record["finished"]:
             with contextlib.closing(

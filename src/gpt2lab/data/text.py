@@ -96,7 +96,8 @@ class Text:
 
     def dataset(self, part: Split, context_size: int, progress: Progress | None = None) -> TokenDataset:
         """Windows of a part."""
-        if len({*self.parts[part]}) == 1:
+        start, stop = self.parts[part]
+        if start == stop:
             raise InputError(f"the {part} part of {self.corpus.name} is too short: it is empty; use more text")
         tokens = self.tokens(part, progress)
         try:

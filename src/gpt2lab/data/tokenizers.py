@@ -284,7 +284,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise InputError(f"the tokenizer {path} cannot be read: {error}") from None
     try:
         content: dict[str, Any] = json.loads(definition)
-        backend = tokenizers.Tokenizer.from_str(_without_gaps(definition, content))
+        _check_ids(content)
+        backend = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # the library raises nothing more specific
         raise InputError(
             f"{path} is not a readable tokenizer file, perhaps damaged ({str(error)[:200]}); copy it again or train a "
@@ -306,13 +307,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     )
 
 
-def _without_gaps(definition: str, content: dict[str, Any]) -> str:
-    """The definition, if its ids are low enough to be counted: the library makes room up to the highest one."""
+def _check_ids(content: Mapping[str, Any]) -> None:
+    """Refuse ids that are far higher than their number: the library makes room up to the highest one."""
     vocabulary = content["model"].get("vocab")
     ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
     if max(ids, default=0) > 100 * (len(ids) + len(content.get("added_tokens") or ())) + 1000:
         raise ValueError(f"there are {len(ids):,} tokens, and one has the id {max(ids)}")
-    return definition
 
 
 def _byte_level(path: str | Path, backend: tokenizers.Tokenizer, content: Mapping[str, Any]) -> BPETokenizer:

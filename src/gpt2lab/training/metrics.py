@@ -159,10 +159,9 @@ def plot_losses(runs: dict[str, list[Record]], path: Path) -> None:
             lw=1,
             label=f"{shown}, training",
         )
-        measured = [r for r in records if r.get("validation_loss") is not None]
+        measured = [(r["tokens"], loss) for r in records if (loss := r.get("validation_loss")) is not None]
         axes.plot(
-            [r["tokens"] for r in measured],
-            [r["validation_loss"] or math.nan for r in measured],
+            *zip(*measured, strict=True) if measured else ([], []),
             color=colour,
             marker="o",
             ms=4,

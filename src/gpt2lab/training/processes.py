@@ -58,12 +58,13 @@ def joined_processes(device: str, timeout: float) -> Iterator[None]:
         return
     on_cuda = torch.cuda.is_available() and device.startswith(("cuda", "auto"))
     if on_cuda:
-        if int(os.environ.get("LOCAL_RANK", "0")) >= torch.cuda.device_count():
+        gpu = int(os.environ.get("LOCAL_RANK", "0"))
+        if gpu >= torch.cuda.device_count():
             raise InputError(
                 f"there are {torch.cuda.device_count()} GPUs for more processes; start as many as there are GPUs, or "
                 "take --device cpu"
             )
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(gpu)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     patience = timedelta(seconds=timeout)
@@ -177,19 +178,21 @@ def in_all(act: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         InputError: of this process, or naming the first one that raised it.
         OSError: likewise.
     """
+    if num_processes() == 1:
+        return act()
+    made: list[T] = []
+    wrong: InputError | OSError | None = None
     try:
-        made, wrong = [act()], None
+        made.append(act())
     except (InputError, OSError) as error:
-        if num_processes() == 1:
-            raise
-        made, wrong = [], error
-    if num_processes() > 1:
-        told: list[str | None] = [None] * num_processes()
-        dist.all_gather_object(told, None if wrong is None else str(wrong), group)
-        if wrong is not None:
-            raise wrong
-        if (number := next((n for n, said in enumerate(told) if said is not None), None)) is not None:
-            raise InputError(f"process {number} cannot go on: {told[number]}")
+        wrong = error
+    told: list[str | None] = [None] * num_processes()
+    dist.all_gather_object(told, None if wrong is None else str(wrong), group)
+    if wrong is not None:
+        raise wrong
+    for number, said in enumerate(told):
+        if said is not None:
+            raise InputError(f"process {number} cannot go on: {said}")
     return made[0]
 
 

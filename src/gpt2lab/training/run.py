@@ -4,6 +4,7 @@
 """
 
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.corpora import Split
 from gpt2lab.data.text import Text
-from gpt2lab.errors import InputError, TrainingError, of_memory, tell
+from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
 from gpt2lab.manifests import replace_files
@@ -108,14 +109,15 @@ def train(**given: Any) -> Run:
             raise InputError("progress hears of a training in this process only; leave it out, or processes")
         return _launched(options)
     console = plain_console(quiet=progress is not None)
-    joining = dict(options)
+    merge = functools.cache(partial(merged_with_file, options))
+    joining = options
     with suppress(InputError):  # which is told when all are there to hear it
-        joining = merged_with_file(options)
+        joining = merge()
     timeout = joining.get("timeout", TrainerConfig.timeout)
     with processes.joined_processes(joining.get("device", "auto"), timeout), ExitStack() as stack:
         first = processes.rank() == 0
         console.quiet |= not first
-        merged = processes.in_all(partial(merged_with_file, options))
+        merged = processes.in_all(merge)
         if merged.get("random_config") and "random_seed" not in merged:
             merged["random_seed"] = processes.on_the_first(lambda: secrets.randbelow(2**31))
         settings = processes.in_all(partial(RunSettings.of, merged))
@@ -395,11 +397,7 @@ def _work() -> int:
     options = json.loads(sys.argv[1])
     try:
         run = train(**options)
-    except (InputError, TrainingError, OSError) as error:
-        return tell(error)
-    except (MemoryError, RuntimeError) as error:
-        if not of_memory(error):
-            raise
+    except Exception as error:
         return tell(error)
     if os.environ.get("RANK", "0") == "0":
         plain_console().print(ended(run, options.get("attention")))

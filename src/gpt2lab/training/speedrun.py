@@ -1,7 +1,6 @@
 """How soon this machine reaches the loss of a public recipe for CPUs. Rules and records: docs/speedrun.md."""
 
 import json
-import math
 import os
 import re
 import statistics
@@ -105,7 +104,9 @@ def train_cold(text: Path, recipe: Mapping[str, Any], seed: int) -> Attempt:
         options = {"text": str(text), **CONDITIONS, **recipe, "seed": seed, "out": f"{folder}/run"}
         command = [sys.executable, "-u", "-m", "gpt2lab.training.run", json.dumps(options)]
         seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches)
-        return Attempt(seed, seconds, exact_loss(Path(folder) / "run") or math.nan)
+        loss = exact_loss(Path(folder) / "run")
+        assert loss is not None  # the recipe has a validation part
+        return Attempt(seed, seconds, loss)
 
 
 def seconds_until(
