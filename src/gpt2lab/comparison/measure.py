@@ -68,7 +68,7 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
             raise
         by_distance = None
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
-        sample = generate(model, first, 300, temperature=0.8, seed=seed)[0]
+        sample = generate(model, first, 300, step="eager", temperature=0.8, seed=seed)[0]
     return Measurements(
         parameters=model.num_parameters(),
         flops_per_token=model.flops_per_token(),

@@ -1,9 +1,6 @@
 """Texts that are written together: they come and go between steps, and each stands at a position of its own."""
 
-import dataclasses
-import itertools
 import warnings
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
@@ -12,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gpt2lab.errors import InputError
+from gpt2lab.generation import library
 from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.settings import Step, Weights
+from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable, version
 from gpt2lab.model import GPT2, KeyValueCache
-
-# A prompt is read in chunks, so that memory does not grow with its length.
-_PREFILL_CHUNK = 512
 
 
 class Token(NamedTuple):
@@ -46,6 +43,14 @@ class Engine:
     Args:
         model: on any device; it is in evaluation mode while a step is made.
         max_rows: how many texts at once; memory for all of them is taken at once.
+        step: ``"eager"``: the model, operation by operation; ``"native"``: compiled for this machine, which is built
+            first if need be; ``"auto"``: native where it can be had and the model has nothing but built-in parts, and
+            eager until it is built.
+        weights: precision in which the native step stores the matrices; the prompt is read in the model's own.
+            ``"int8"`` has a scale for each output. None: as the model is.
+
+    Raises:
+        InputError: no row, a model without a vocabulary, or a native step that cannot be had.
 
     Examples:
         >>> engine = Engine(model, max_rows=16)
@@ -55,7 +60,7 @@ class Engine:
         ...         print(token.row, token.id, token.logprob, token.finished)
     """
 
-    def __init__(self, model: GPT2, max_rows: int = 16) -> None:
+    def __init__(self, model: GPT2, max_rows: int = 16, *, step: Step = "auto", weights: Weights | None = None) -> None:
         if max_rows < 1:
             raise InputError(f"max_rows is {max_rows}; it has to be 1 or more")
         if model.config.vocab_size == 0:
@@ -63,8 +68,15 @@ class Engine:
         self.model = model
         self.max_rows = max_rows
         self._context = None if model.endless else model.config.max_seq_len
+        check_step(model, step, weights)
+        self._asked: Step = "native" if weights is not None else step
+        self._weights: Weights = weights or "float32"
         self._cache = KeyValueCache(model, max_rows)
-        self._texts: list[_Text] = []  # in the order of their rows in the cache, without gaps
+        self._eager = EagerStep(model, self._cache)
+        self._native: NativeStep | None = None
+        if self._asked == "native":
+            self._native = NativeStep(model, self._cache, library.library().wait(), self._weights)
+        self._texts: list[Text] = []  # in the order of their rows in the cache, without gaps
         self._added = 0
         self._dropped = False
 
@@ -116,13 +128,20 @@ class Engine:
             if strange := [id_ for id_ in given if not 0 <= id_ < vocab_size]:
                 raise InputError(f"{what} has the id {strange[0]}, but the model knows 0 to {vocab_size - 1}")
         self._cache.clear(len(self._texts))
-        text = _Text(self._added, prompt, sampling or Sampling(), max_tokens, stops, self.model)
+        place = len(self._texts)
+        text = Text(self._added, place, prompt, sampling or Sampling(), max_tokens, stops, self.model)
         self._texts.append(text)
         self._added += 1
         return text.row
 
-    def step(self) -> list[Token]:
-        """Write one token into every row; those that are finished leave.
+    def step(self, most: int = 1) -> list[Token]:
+        """Write one token into every row, or several at once; rows that are finished leave.
+
+        Args:
+            most: how many at most; more than one are written where nothing can happen in between.
+
+        Returns:
+            the tokens in the order in which they were written, and of one time in the order of the rows.
 
         Raises:
             InputError: the model's logits are not numbers. After that, or any other interruption, all rows are gone.
@@ -130,24 +149,45 @@ class Engine:
         if not self._texts:
             return []
         try:
-            return self._step()
+            return self._step(most)
         except BaseException:  # some rows have been read and others have not
             self._texts.clear()
             raise
 
-    def _step(self) -> list[Token]:
-        with torch.no_grad(), self.model.evaluating() if self.model.training else nullcontext():
-            self._make_room()
-            logits = self._read()  # (B, V)
-            ids = self._choose(logits)  # (B,)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            logprobs = logits.log_softmax(-1, dtype=wide).gather(1, ids[:, None])[:, 0]
-        written = zip(self._texts, ids.tolist(), logprobs.tolist(), strict=True)
-        tokens = [text.write(id_, logprob) for text, id_, logprob in written]
-        for place in reversed(range(len(tokens))):
-            if tokens[place].finished:
-                self._leave(place)
-        return sorted(tokens)
+    def _step(self, most: int) -> list[Token]:
+        self._make_room()
+        native = self._native_step()
+        ready = [text for text in self._texts if native is not None and len(text.unread) == 1]
+        others = [text for text in self._texts if text not in ready]
+        drawn: dict[Text, Sequence[tuple[int, float]]] = {}
+        if others:
+            with torch.no_grad(), self.model.evaluating() if self.model.training else nullcontext():
+                drawn.update(zip(others, self._eager.write(others), strict=True))
+        if native is not None and ready:
+            room = [text.left for text in ready]
+            room += [self._context + 1 - len(text.history) for text in ready if self._context is not None]
+            drawn.update(zip(ready, native.write(ready, 1 if others else min(most, *room)), strict=True))
+        tokens = []
+        for time in range(max(map(len, drawn.values()))):
+            for text in sorted(self._texts, key=lambda text: text.row):
+                if text.finished is None:
+                    id_, logprob = drawn[text][time]
+                    tokens.append(Token(text.row, id_, logprob, text.write(id_)))
+        for text in reversed(self._texts.copy()):
+            if text.finished is not None:
+                self._leave(text.place)
+        return tokens
+
+    def _native_step(self) -> NativeStep | None:
+        """The native step, if it can write now."""
+        if self._asked == "eager" or torch.is_autocast_enabled("cpu"):
+            return None
+        if any(layer.read_in - {torch.float32} for layer in self._cache.layers) or unable(self.model):
+            return None
+        if self._native is None or self._native.version != version(self.model):
+            built = library.library().now()
+            self._native = None if built is None else NativeStep(self.model, self._cache, built, self._weights)
+        return self._native
 
     def remove(self, row: int) -> None:
         """End a text, at any time; of one that has ended by itself nothing is left to do.
@@ -168,6 +208,7 @@ class Engine:
         if place < len(self._texts):
             self._cache.copy(len(self._texts), place)
             self._texts[place] = last
+            last.place = place
 
     def _make_room(self) -> None:
         """Of each text that has outgrown the context only the newest half is kept, and has to be read again."""
@@ -184,66 +225,15 @@ class Engine:
                 text.unread = text.history.copy()
                 self._cache.clear(place)
 
-    def _read(self) -> Tensor:
-        """Read what every text has not read yet; returns the logits behind it, (B, V).
 
-        Neighbours that have as many tokens to read are read together: one of each, when all are writing.
-        """
-        logits, first = [], 0
-        for _, group in itertools.groupby(self._texts, lambda text: len(text.unread)):
-            ids = torch.tensor([text.unread for text in group], device=self.model.device)  # (B, T)
-            last = first + len(ids)
-            cache = self._cache if last - first == self.max_rows else self._cache[first:last]
-            for chunk in torch.split(ids, _PREFILL_CHUNK, dim=1):
-                behind = self.model(chunk, cache=cache, last_only=True)  # (B, 1, V)
-            logits.append(behind[:, 0])
-            first = last
-        return torch.cat(logits)
+def check_step(model: GPT2, step: Step, weights: Weights | None) -> None:
+    """Refuse what the native step is asked for and cannot do.
 
-    def _choose(self, logits: Tensor) -> Tensor:
-        """A token for each text, int64 (B,); those that draw in the same way are drawn at once."""
-        ways: dict[Sampling, list[int]] = {}
-        for place, text in enumerate(self._texts):
-            ways.setdefault(text.way, []).append(place)
-        ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        for way, places in ways.items():
-            texts = [self._texts[place] for place in places]
-            occurred = [text.seen for text in texts if text.seen is not None]
-            seen = torch.stack(occurred) if occurred else None
-            ids[places] = way.choose(logits[places], [text.generator for text in texts], seen)
-        return ids
-
-
-class _Text:
-    """One text that is written: what the model has still to read of it, and how it goes on."""
-
-    def __init__(
-        self, row: int, prompt: Tensor, sampling: Sampling, max_tokens: int, stop: list[list[int]], model: GPT2
-    ) -> None:
-        self.row = row
-        self.way = dataclasses.replace(sampling, seed=0)  # texts that draw in the same way are drawn at once
-        (self.generator,) = sampling.generators(1)
-        self.left = max_tokens
-        self.stop = stop
-        self.newest: deque[int] = deque(maxlen=max(map(len, stop), default=0))
-        self.seen: Tensor | None = None  # the tokens that occurred, bool (V,), if anyone asks
-        if sampling.repetition_penalty != 1:
-            self.seen = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-            self.seen[prompt.to(model.device)] = True
-        # What the next logits depend on, for a model that will have to read it again.
-        self.history: list[int] = [] if model.endless else prompt[-model.config.max_seq_len :].tolist()
-        self.unread: list[int] = self.history.copy() or prompt.tolist()
-        self.endless = model.endless
-
-    def write(self, id_: int, logprob: float) -> Token:
-        """Add a token, and say whether it is the last one."""
-        self.left -= 1
-        self.newest.append(id_)
-        self.unread = [id_]
-        if not self.endless:
-            self.history.append(id_)
-        if self.seen is not None:
-            self.seen[id_] = True
-        newest = list(self.newest)
-        stopped = any(newest[-len(sequence) :] == sequence for sequence in self.stop)
-        return Token(self.row, id_, logprob, "stop" if stopped else "length" if self.left == 0 else None)
+    Raises:
+        InputError: with the reason.
+    """
+    if weights is not None and step == "eager":
+        raise InputError(f"weights={weights!r} are the native step's; leave out step='eager', or the weights")
+    if (weights is not None or step == "native") and (reason := unable(model)):
+        what = "the native step cannot be used" if weights is None else f"the weights cannot be stored in {weights}"
+        raise InputError(f"{what}: {reason}")

@@ -10,16 +10,21 @@ from torch import Tensor
 from gpt2lab.errors import InputError
 from gpt2lab.generation.engine import Engine
 from gpt2lab.generation.sampling import Sampling
+from gpt2lab.generation.settings import Step, Weights
 from gpt2lab.model import GPT2
 
 
-def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tensor:
+def generate(
+    model: GPT2, ids: Tensor, num_tokens: int, *, step: Step = "auto", weights: Weights | None = None, **sampling: Any
+) -> Tensor:
     """Continue a batch of prompts.
 
     Args:
         model: on any device; it is switched to evaluation while it writes.
         ids: prompts, int64 (B, T), T at least 1.
         num_tokens: how many tokens to add, n.
+        step: what computes a token; see :class:`Engine`.
+        weights: precision in which it stores the matrices; see there.
         **sampling: fields of :class:`Sampling`, such as ``temperature=0.8, top_k=20, seed=1``.
 
     Returns:
@@ -35,12 +40,18 @@ def generate(model: GPT2, ids: Tensor, num_tokens: int, **sampling: Any) -> Tens
     """
     if ids.dim() != 2:
         raise InputError(f"ids has the shape {tuple(ids.shape)}; it has to be (B, T), so ids[None] for one prompt")
-    new = list(stream(model, list(ids), num_tokens, Sampling(**sampling)))
+    new = list(stream(model, list(ids), num_tokens, Sampling(**sampling), step=step, weights=weights))
     return torch.cat((ids, torch.stack(new, dim=1).to(ids.device)), dim=1) if new else ids
 
 
 def stream(
-    model: GPT2, prompts: Sequence[Tensor], num_tokens: int, sampling: Sampling | None = None
+    model: GPT2,
+    prompts: Sequence[Tensor],
+    num_tokens: int,
+    sampling: Sampling | None = None,
+    *,
+    step: Step = "auto",
+    weights: Weights | None = None,
 ) -> Iterator[Tensor]:
     """Like :func:`generate`, token by token, for prompts of any lengths.
 
@@ -52,6 +63,8 @@ def stream(
         prompts: B tensors, int64 (T_b,).
         num_tokens: how many tokens to add.
         sampling: how they are drawn; None: from the model's own distribution. Row r has the seed ``sampling.seed + r``.
+        step: what computes a token; see :class:`Engine`.
+        weights: precision in which it stores the matrices; see there.
 
     Yields:
         int64 (B,): the next token of every row.
@@ -59,14 +72,22 @@ def stream(
     Raises:
         InputError: an empty prompt, or ids that the model does not know.
     """
-    engine = begin(model, prompts, max(1, num_tokens), sampling or Sampling())
+    engine = begin(model, prompts, max(1, num_tokens), sampling or Sampling(), step=step, weights=weights)
     with model.evaluating():
         while engine.rows and num_tokens > 0:
-            yield torch.tensor([token.id for token in engine.step()], device=model.device)
+            ids = torch.tensor([token.id for token in engine.step(most=num_tokens)], device=model.device)
+            yield from torch.split(ids, len(prompts))  # some tokens of every row
 
 
 def begin(
-    model: GPT2, prompts: Sequence[Tensor], max_tokens: int, sampling: Sampling, stop: Sequence[Sequence[int]] = ()
+    model: GPT2,
+    prompts: Sequence[Tensor],
+    max_tokens: int,
+    sampling: Sampling,
+    *,
+    stop: Sequence[Sequence[int]] = (),
+    step: Step = "auto",
+    weights: Weights | None = None,
 ) -> Engine:
     """An engine that is about to write a text for each prompt; row r has the seed ``sampling.seed + r``.
 
@@ -75,7 +96,7 @@ def begin(
     """
     if not prompts:
         raise InputError("there is no prompt; give at least one")
-    engine = Engine(model, max_rows=len(prompts))
+    engine = Engine(model, max_rows=len(prompts), step=step, weights=weights)
     for row, prompt in enumerate(prompts):
         own = dataclasses.replace(sampling, seed=sampling.seed + row)
         engine.add(prompt, own, max_tokens=max_tokens, stop=stop)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gpt2lab.data import END_OF_TEXT
 from gpt2lab.errors import InputError
+from gpt2lab.generation.engine import check_step
 from gpt2lab.generation.generate import begin
 from gpt2lab.generation.generate import generate as generate_ids
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings
+from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings, Step, Weights
 from gpt2lab.generation.text import Decoder
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
@@ -66,25 +67,31 @@ class Writing:
         if len(self.ids) == 0:
             raise InputError("--prompt is empty; give at least one character, such as a line break")
         self._pieces: list[list[str]] = []  # by step
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._seconds = [0] * asked.num_samples, 0.0
+        check_step(self.model, asked.step, asked.weights)
 
     def __iter__(self) -> Iterator[list[str]]:
-        """What each step adds to every text, which is nothing while a character is incomplete."""
-        stop, prompts = self.asked.stop, [self.ids] * self.asked.num_samples
+        """What is added to every text, a few milliseconds at a time: nothing while a character is incomplete."""
+        asked = self.asked
+        stop, prompts = asked.stop, [self.ids] * asked.num_samples
         stop_ids = []
         if stop == END_OF_TEXT:
             stop, stop_ids = None, [[self.tokenizer.end_of_text]]
         decoders = [Decoder(self.tokenizer, stop) for _ in prompts]
-        engine = begin(self.model, prompts, self.asked.tokens, self.sampling, stop_ids)
+        engine = begin(
+            self.model, prompts, asked.tokens, self.sampling, stop=stop_ids, step=asked.step, weights=asked.weights
+        )
         started = time.perf_counter()
         while engine.rows:
             pieces = [""] * len(prompts)
-            for token in engine.step():
-                pieces[token.row] = decoders[token.row].add(token.id)
+            for token in engine.step(most=asked.tokens):
+                if not decoders[token.row].ended:
+                    pieces[token.row] += decoders[token.row].add(token.id)
+                    self._tokens[token.row] += 1
                 if decoders[token.row].ended:
                     engine.remove(token.row)
             self._pieces.append(pieces)
-            self._tokens, self._seconds = self._tokens + 1, time.perf_counter() - started
+            self._seconds = time.perf_counter() - started
             yield pieces
         self._pieces.append([decoder.end() for decoder in decoders])
         yield self._pieces[-1]
@@ -93,7 +100,7 @@ class Writing:
     def written(self) -> Written:
         """What there is so far."""
         texts = ["".join(pieces) for pieces in zip(*self._pieces, strict=True)] or [""] * self.asked.num_samples
-        return Written(self.prompt, texts, self._tokens, self._seconds)
+        return Written(self.prompt, texts, max(self._tokens), self._seconds)
 
 
 def _knows_documents(run: str | Path) -> bool:
@@ -137,6 +144,8 @@ def generate(
     checkpoint: Which = "best",
     attention: str | type | None = None,
     device: str = "auto",
+    step: Step = "auto",
+    weights: Weights | None = None,
     show: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Written: ...

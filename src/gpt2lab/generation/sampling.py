@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NOT_NUMBERS = (
+    "the model's logits are not numbers (nan or inf): its training diverged; go back to an earlier checkpoint, or "
+    "train it anew"
+)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn: a penalty, the temperature, then the filters, each on what the ones before left.
@@ -101,10 +107,7 @@ class Sampling:
         import torch
 
         if not logits.amax(1).isfinite().all():
-            raise InputError(
-                "the model's logits are not numbers (nan or inf): its training diverged; go back to an earlier "
-                "checkpoint, or train it anew"
-            )
+            raise InputError(NOT_NUMBERS)
         logits = (logits.cpu() if logits.device.type == "mps" else logits).double()  # MPS has no float64
         if self.repetition_penalty != 1 and seen is not None:
             penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)

@@ -346,7 +346,7 @@ def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:
     """Some text; every process has to take part."""
     first, _ = trainer.train_dataset[0]
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
-        ids = generate(trainer.model, first[None, :1], 500, temperature=0.8, seed=0)
+        ids = generate(trainer.model, first[None, :1], 500, step="eager", temperature=0.8, seed=0)
     return tokenizer.decode(ids[0].tolist())
 
 
