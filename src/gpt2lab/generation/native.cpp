@@ -15,8 +15,10 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 extern "C" {
@@ -42,7 +44,7 @@ struct Layer {
 
 struct Model {
     int64_t width, heads, head_dim, hidden, vocabulary, num_layers, rows;
-    int64_t rotary_dim, activation, precision, threads;  // at most so many threads
+    int64_t rotary_dim, activation, bits, threads;  // bits of a stored weight; at most so many threads
     double theta, epsilon;
     const float *tokens;   // embeddings (V, C); null: they are the unembedding's, as it is stored here
     const float *learned;  // of positions (T, C), or null
@@ -66,7 +68,6 @@ struct Row {
 namespace {
 
 enum { GELU_TANH, GELU, RELU };
-enum { FLOAT32, BFLOAT16, INT8 };
 
 // ---------------------------------------------------------------------------------------------- vectors of numbers
 
@@ -89,27 +90,30 @@ inline Vec load(const float *from) {
 
 inline void store(float *to, Vec x) { std::memcpy(to, &x, sizeof x); }
 
-inline Vec load(const uint16_t *from) {  // bfloat16 is the upper half of a float32
-    Ints bits;
-    for (int i = 0; i < LANES; i++) bits[i] = from[i];
-    bits <<= 16;
-    Vec x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-inline Vec load(const int8_t *from) {
-    Ints x;
-    for (int i = 0; i < LANES; i++) x[i] = from[i];
-    return __builtin_convertvector(x, Vec);
-}
-
 inline Vec all(float x) { return x - Vec{}; }  // x in every lane
 
+#ifdef __clang__
+#define PICK(a, b, from) __builtin_shufflevector(a, b, (from)...)
+#else
+#define PICK(a, b, from) __builtin_shuffle(a, b, Ints{(from)...})
+#endif
+
+// Lane I becomes the sum of all lanes of x[I]: in each round pairs of vectors become one, whose lanes are sums of two.
+template <int HALF, int... I> inline Vec sums_of(Vec (&x)[LANES], std::integer_sequence<int, I...> lanes) {
+    if constexpr (HALF == 0) return x[0];
+    else {
+#pragma GCC unroll 8
+        for (int i = 0; i < HALF; i++)
+            x[i] = PICK(x[i], x[i + HALF], I & HALF ? I + LANES : I) + PICK(x[i], x[i + HALF], I & HALF ? (I ^ HALF) + LANES : I ^ HALF);
+        return sums_of<HALF / 2>(x, lanes);
+    }
+}
+
+inline Vec sums_of(Vec (&x)[LANES]) { return sums_of<LANES / 2>(x, std::make_integer_sequence<int, LANES>()); }
+
 inline float sum(Vec x) {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    return x[0];
+    Vec all_of_them[LANES] = {x};
+    return sums_of(all_of_them)[0];
 }
 
 // e to the x, with an error of one or two units in the last place: e^x = 2^n · e^r with |r| <= ln 2 / 2, whose
@@ -201,23 +205,35 @@ struct Share {
 
 // ------------------------------------------------------------------------------------------------ products of matrices
 
-// Weights are stored in panels of 32 outputs, input after input, so that reading them is one stream, and that outputs
-// lie side by side in the lanes.
-constexpr int PANEL = 32;
-constexpr int VECS = PANEL / LANES;
-constexpr int MOST_ROWS = LANES == 8 ? 3 : LANES == 16 ? 6 : 2;  // which a panel is multiplied with in registers
-constexpr int TOGETHER = LANES == 4 ? 1 : 2;                      // panels at once for a single row
+// Weights are stored in panels of four vectors of outputs, input after input, so that reading them is one stream, and
+// that outputs lie side by side in the lanes. Two or four outputs share a word where they have fewer bits: those of one
+// lane in the four vectors, so that a shift brings all lanes of a vector to their places.
+constexpr int VECS = 4;
+constexpr int PANEL = VECS * LANES;
+constexpr int MOST_ROWS = LANES == 8 ? 3 : 6;  // which are multiplied with a panel in registers: 16 of 8 lanes, or 32
 
-// PANELS panels from `weights` on, times ROWS vectors of `in` numbers from x on; y is (ROWS, PANELS · PANEL).
-template <int PANELS, int ROWS, class Stored>
-void multiply(const Stored *weights, int64_t in, const float *x, int64_t stride, float *y) {
+// Vector j of the panel's outputs for one input.
+template <int BITS> inline Vec widen(const int32_t *words, int j) {
+    Ints bits;
+    std::memcpy(&bits, words + j * BITS / 32 * LANES, sizeof bits);
+    if constexpr (BITS == 8) return __builtin_convertvector(bits << (24 - 8 * j) >> 24, Vec);
+    if constexpr (BITS == 16) bits = j % 2 ? bits & int32_t(0xFFFF0000) : bits << 16;  // bfloat16: a float32's upper half
+    Vec x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// PANELS panels from `words` on, times ROWS vectors of `in` numbers from x on; y is (ROWS, PANELS · PANEL).
+template <int BITS, int PANELS, int ROWS>
+void multiply(const int32_t *words, int64_t in, const float *x, int64_t stride, float *y) {
+    constexpr int64_t SIZE = BITS * PANEL / 32;  // words of an input
     Vec sums[PANELS][ROWS][VECS] = {};
     for (int64_t i = 0; i < in; i++)
-#pragma GCC unroll 8
+#pragma GCC unroll 2
         for (int p = 0; p < PANELS; p++)
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int j = 0; j < VECS; j++) {
-                const Vec column = load(weights + (p * in + i) * PANEL + j * LANES);
+                const Vec column = widen<BITS>(words + (p * in + i) * SIZE, j);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) sums[p][r][j] += column * x[r * stride + i];
             }
@@ -226,78 +242,74 @@ void multiply(const Stored *weights, int64_t in, const float *x, int64_t stride,
             for (int j = 0; j < VECS; j++) store(y + (r * PANELS + p) * PANEL + j * LANES, sums[p][r][j]);
 }
 
-template <int ROWS = MOST_ROWS> void multiply_rows(int64_t rows, const float *weights, int64_t in, const float *x, int64_t stride, float *y) {
+template <int ROWS = MOST_ROWS>
+void multiply_rows(int64_t rows, const int32_t *words, int64_t in, const float *x, int64_t stride, float *y) {
     if constexpr (ROWS > 1)
-        if (rows < ROWS) return multiply_rows<ROWS - 1>(rows, weights, in, x, stride, y);
-    multiply<1, ROWS>(weights, in, x, stride, y);
+        if (rows < ROWS) return multiply_rows<ROWS - 1>(rows, words, in, x, stride, y);
+    multiply<32, 1, ROWS>(words, in, x, stride, y);
 }
 
-uint16_t to_bfloat16(float x) {
+int32_t to_bfloat16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
-    if (x != x) return uint16_t(bits >> 16 | 0x40);
-    return uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
+    if (x != x) return int32_t(bits >> 16 | 0x40);
+    return int32_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
 }
 
 class Matrix {
   public:
-    int64_t in = 0, out = 0, panels = 0;
+    int64_t in = 0, out = 0;
 
-    void pack(const Linear &from, int64_t in_precision, Threads &threads) {
-        in = from.in, out = from.out, precision = in_precision;
-        panels = (out + PANEL - 1) / PANEL;
-        const int64_t numbers = panels * PANEL * in;
-        if (precision == FLOAT32) floats.assign(numbers, 0);
-        if (precision == BFLOAT16) halves.assign(numbers, 0);
-        if (precision == INT8) bytes.assign(numbers, 0);
+    void pack(const Linear &from, int64_t in_bits, Threads &threads) {
+        in = from.in, out = from.out, bits = in_bits;
+        panels = (out + PANEL - 1) / PANEL, size = bits * PANEL / 32;
+        words.reset(new (std::align_val_t(64)) int32_t[panels * in * size]());
         scale.assign(panels * PANEL, 1), bias.assign(panels * PANEL, 0);
         if (from.bias != nullptr) std::copy(from.bias, from.bias + out, bias.begin());
         threads.each([&](int thread, int count) {
             for (Share share(panels, thread, count); share.first < share.last; share.first++)
-                for (int64_t o = share.first * PANEL; o < std::min(out, (share.first + 1) * PANEL); o++) pack_output(from.weight + o * in, o);
+                for (int64_t o = share.first * PANEL; o < std::min(out, (share.first + 1) * PANEL); o++)
+                    pack_output(from.weight + o * in, o);
         });
     }
 
     // Call use(row, first output, how many, their values) for all outputs of each row that are this thread's.
     template <class Use>
-    void times(const float *x, int64_t stride, int64_t rows, int thread, int threads, float *expanded, const Use &use) const {
-        float y[std::max(MOST_ROWS, TOGETHER) * PANEL];
+    void times(const float *x, int64_t rows, int thread, int threads, int32_t *expanded, const Use &use) const {
+        float y[std::max(MOST_ROWS, 2) * PANEL];
         const auto finish = [&](int64_t row, int64_t panel, float *values) {
             const int64_t first = panel * PANEL;
-            for (int j = 0; j < PANEL; j += LANES) store(values + j, load(values + j) * load(&scale[first + j]) + load(&bias[first + j]));
+            for (int j = 0; j < PANEL; j += LANES)
+                store(values + j, load(values + j) * load(&scale[first + j]) + load(&bias[first + j]));
             use(row, first, std::min<int64_t>(PANEL, out - first), values);
         };
-        const Share share(panels, thread, threads);
-        for (int64_t panel = share.first; panel < share.last;) {
-            if (rows == 1) {
-                const bool two = TOGETHER == 2 && panel + 1 < share.last;
-                if (two) times_row<TOGETHER>(panel, x, y);
-                else times_row<1>(panel, x, y);
-                for (int p = 0; p <= int(two); p++) finish(0, panel + p, y + p * PANEL);
-                panel += 1 + int(two);
-                continue;
+        Share share(panels, thread, threads);
+        if (rows == 1) {
+            for (; share.first + 1 < share.last; share.first += 2) {
+                times_row<2>(share.first, x, y);
+                finish(0, share.first, y);
+                finish(0, share.first + 1, y + PANEL);
             }
-            const float *weights = as_floats(panel, expanded);
+            if (share.first == share.last) return;
+            times_row<1>(share.first, x, y);
+            return finish(0, share.first, y);
+        }
+        for (; share.first < share.last; share.first++) {
+            const int32_t *floats = as_floats(share.first, expanded);
             for (int64_t row = 0; row < rows; row += MOST_ROWS) {
                 const int64_t some = std::min<int64_t>(MOST_ROWS, rows - row);
-                multiply_rows(some, weights, in, x + row * stride, stride, y);
-                for (int64_t r = 0; r < some; r++) finish(row + r, panel, y + r * PANEL);
+                multiply_rows(some, floats, in, x + row * in, in, y);
+                for (int64_t r = 0; r < some; r++) finish(row + r, share.first, y + r * PANEL);
             }
-            panel++;
         }
     }
 
     // The weights of one output.
     void output(int64_t o, float *to) const {
-        const int64_t first = o / PANEL * PANEL * in + o % PANEL;
         for (int64_t i = 0; i < in; i++) {
-            const int64_t at = first + i * PANEL;
-            if (precision == FLOAT32) to[i] = floats[at];
-            if (precision == INT8) to[i] = float(bytes[at]) * scale[o];
-            if (precision == BFLOAT16) {
-                const uint32_t bits = uint32_t(halves[at]) << 16;
-                std::memcpy(to + i, &bits, 4);
-            }
+            float column[PANEL];
+            expand(&words[(o / PANEL * in + i) * size], column);
+            to[i] = column[o % PANEL] * scale[o];
         }
     }
 
@@ -306,35 +318,43 @@ class Matrix {
         float most = 0;
         bool sound = true;
         for (int64_t i = 0; i < in; i++) most = std::max(most, std::fabs(weights[i])), sound &= std::isfinite(weights[i]);
-        if (precision == INT8) scale[o] = sound ? most / 127 : std::numeric_limits<float>::quiet_NaN();
+        if (bits == 8) scale[o] = sound ? most / 127 : std::numeric_limits<float>::quiet_NaN();
+        const int64_t j = o % PANEL / LANES, share = 32 / bits;  // vector, and how many outputs share a word
         for (int64_t i = 0; i < in; i++) {
-            const int64_t at = (o / PANEL * in + i) * PANEL + o % PANEL;
-            if (precision == FLOAT32) floats[at] = weights[i];
-            if (precision == BFLOAT16) halves[at] = to_bfloat16(weights[i]);
-            if (precision == INT8) bytes[at] = sound && most > 0 ? int8_t(std::lrint(weights[i] / scale[o])) : int8_t(1);
+            int32_t &word = words[(o / PANEL * in + i) * size + j / share * LANES + o % LANES];
+            if (bits == 32) std::memcpy(&word, &weights[i], 4);
+            else if (bits == 16) word |= int32_t(uint32_t(to_bfloat16(weights[i])) << (16 * (j % 2)));
+            else word |= int32_t(uint32_t(sound && most > 0 ? std::lrint(weights[i] / scale[o]) & 0xFF : 1) << (8 * j));
         }
     }
 
+    void expand(const int32_t *from, float *to) const {
+        for (int j = 0; j < VECS; j++)
+            store(to + j * LANES, bits == 32 ? widen<32>(from, j) : bits == 16 ? widen<16>(from, j) : widen<8>(from, j));
+    }
+
     template <int PANELS> void times_row(int64_t panel, const float *x, float *y) const {
-        const int64_t at = panel * PANEL * in;
-        if (precision == FLOAT32) multiply<PANELS, 1>(&floats[at], in, x, 0, y);
-        if (precision == BFLOAT16) multiply<PANELS, 1>(&halves[at], in, x, 0, y);
-        if (precision == INT8) multiply<PANELS, 1>(&bytes[at], in, x, 0, y);
+        const int32_t *from = &words[panel * in * size];
+        if (bits == 32) multiply<32, PANELS, 1>(from, in, x, 0, y);
+        if (bits == 16) multiply<16, PANELS, 1>(from, in, x, 0, y);
+        if (bits == 8) multiply<8, PANELS, 1>(from, in, x, 0, y);
     }
 
     // Several rows need the same panel again and again, so it is widened once.
-    const float *as_floats(int64_t panel, float *expanded) const {
-        const int64_t at = panel * PANEL * in;
-        if (precision == FLOAT32) return &floats[at];
-        for (int64_t i = 0; i < PANEL * in; i += LANES)
-            store(expanded + i, precision == INT8 ? load(&bytes[at + i]) : load(&halves[at + i]));
+    const int32_t *as_floats(int64_t panel, int32_t *expanded) const {
+        const int32_t *from = &words[panel * in * size];
+        if (bits == 32) return from;
+        for (int64_t i = 0; i < in; i++) expand(from + i * size, reinterpret_cast<float *>(expanded + i * PANEL));
         return expanded;
     }
 
-    int64_t precision = FLOAT32;
-    std::vector<float> floats, scale, bias;
-    std::vector<uint16_t> halves;
-    std::vector<int8_t> bytes;
+    struct Free {
+        void operator()(int32_t *memory) const { operator delete[](memory, std::align_val_t(64)); }
+    };
+
+    int64_t bits = 32, panels = 0, size = 0;  // size: words of an input in a panel
+    std::unique_ptr<int32_t[], Free> words;
+    std::vector<float> scale, bias;
 };
 
 // --------------------------------------------------------------------------------------------- what is done to a row
@@ -348,13 +368,20 @@ inline float dot(const float *a, const float *b, int64_t n) {
     return sum(sums) + rest;
 }
 
+inline float total(const float *x, int64_t n) {
+    Vec sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sums += load(x + i);
+    float rest = 0;
+    for (; i < n; i++) rest += x[i];
+    return sum(sums) + rest;
+}
+
 void layer_norm(const float *x, const float *weight, const float *bias, int64_t n, double epsilon, float *y) {
-    double mean = 0, square = 0;
-    for (int64_t i = 0; i < n; i++) mean += x[i];
-    mean /= double(n);
-    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-    const float centre = float(mean), scale = float(1 / std::sqrt(square / double(n) + epsilon));
-    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - centre) * scale * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
+    const float mean = total(x, n) / float(n);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] - mean;
+    const float scale = float(1 / std::sqrt(double(dot(y, y, n)) / double(n) + epsilon));
+    for (int64_t i = 0; i < n; i++) y[i] = y[i] * scale * weight[i] + (bias != nullptr ? bias[i] : 0.0f);
 }
 
 void rms_norm(float *x, const float *weight, int64_t n, double epsilon) {
@@ -374,11 +401,17 @@ constexpr int64_t BLOCK = 64;  // slots whose keys stay close while the heads of
 
 // N vectors of values from v on, of every slot, each times its weight, are added to y.
 template <int N> void add_values(const float *v, int64_t width, const float *weights, int64_t slots, float *y) {
-    Vec sums[N];
-    for (int j = 0; j < N; j++) sums[j] = load(y + j * LANES);
-    for (int64_t s = 0; s < slots; s++)
-        for (int j = 0; j < N; j++) sums[j] += load(v + s * width + j * LANES) * weights[s];
-    for (int j = 0; j < N; j++) store(y + j * LANES, sums[j]);
+    Vec even[N], odd[N] = {};  // two sums, so that none waits for the one before
+    for (int j = 0; j < N; j++) even[j] = load(y + j * LANES);
+    int64_t s = 0;
+    for (; s + 1 < slots; s += 2)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) {
+            even[j] += load(v + s * width + j * LANES) * weights[s];
+            odd[j] += load(v + (s + 1) * width + j * LANES) * weights[s + 1];
+        }
+    for (int j = 0; j < N && s < slots; j++) even[j] += load(v + s * width + j * LANES) * weights[s];
+    for (int j = 0; j < N; j++) store(y + j * LANES, even[j] + odd[j]);
 }
 
 void add_values(const float *v, int64_t width, const float *weights, int64_t slots, float *y) {
@@ -391,10 +424,14 @@ void add_values(const float *v, int64_t width, const float *weights, int64_t slo
 
 // Scores become e to the score minus the highest; returns their sum, with that of the sink.
 float weigh(float *scores, int64_t n, const float *sink) {
-    float highest = sink != nullptr ? *sink : scores[0];
-    for (int64_t i = 0; i < n; i++) highest = std::max(highest, scores[i]);
-    Vec sums = {};
+    Vec most = all(sink != nullptr ? *sink : scores[0]);
     int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) most = load(scores + i) > most ? load(scores + i) : most;
+    float highest = most[0];
+    for (int lane = 1; lane < LANES; lane++) highest = std::max(highest, most[lane]);
+    for (; i < n; i++) highest = std::max(highest, scores[i]);
+    Vec sums = {};
+    i = 0;
     for (; i + LANES <= n; i += LANES) {
         const Vec weights = exp(load(scores + i) - highest);
         store(scores + i, weights);
@@ -405,18 +442,37 @@ float weigh(float *scores, int64_t n, const float *sink) {
     return sum(sums) + rest;
 }
 
+// The products of a query with n keys.
+void score(const float *q, const float *k, int64_t n, int64_t D, float *scores) {
+    int64_t s = 0;
+    for (; s + LANES <= n; s += LANES) {
+        Vec sums[LANES] = {};
+        int64_t d = 0;
+        for (; d + LANES <= D; d += LANES)
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) sums[i] += load(q + d) * load(k + (s + i) * D + d);
+        store(scores + s, sums_of(sums));
+        for (; d < D; d++)
+            for (int i = 0; i < LANES; i++) scores[s + i] += q[d] * k[(s + i) * D + d];
+    }
+    for (; s < n; s++) scores[s] = dot(q, k + s * D, D);
+}
+
 // Query heads q (heads, D) of one group, which are scaled, read a ring in which so many slots are used: y (heads, D).
-void attend(const float *q, const float *k, const float *v, const float *sinks, int64_t heads, int64_t used, int64_t D, float *scores, float *y) {
+// There is room for heads · (used + 1) scores.
+void attend(const float *q, const float *k, const float *v, const float *sinks, int64_t heads, int64_t used, int64_t D,
+            float *scores, float *y) {
+    float *whole = scores + heads * used;
     for (int64_t begin = 0; begin < used; begin += BLOCK)
         for (int64_t h = 0; h < heads; h++)
-            for (int64_t s = begin; s < std::min(used, begin + BLOCK); s++) scores[h * used + s] = dot(q + h * D, k + s * D, D);
+            score(q + h * D, k + begin * D, std::min(BLOCK, used - begin), D, scores + h * used + begin);
     std::fill(y, y + heads * D, 0.0f);
-    for (int64_t h = 0; h < heads; h++) {
-        const float total = weigh(scores + h * used, used, sinks != nullptr ? sinks + h : nullptr);
-        for (int64_t s = 0; s < used; s++) scores[h * used + s] /= total;
-    }
+    for (int64_t h = 0; h < heads; h++) whole[h] = weigh(scores + h * used, used, sinks != nullptr ? sinks + h : nullptr);
     for (int64_t begin = 0; begin < used; begin += BLOCK)
-        for (int64_t h = 0; h < heads; h++) add_values(v + begin * D, D, scores + h * used + begin, std::min(BLOCK, used - begin), y + h * D);
+        for (int64_t h = 0; h < heads; h++)
+            add_values(v + begin * D, D, scores + h * used + begin, std::min(BLOCK, used - begin), y + h * D);
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t d = 0; d < D; d++) y[h * D + d] /= whole[h];
 }
 
 // ---------------------------------------------------------------------------------------------------- the next token
@@ -492,7 +548,8 @@ struct Step {
     std::vector<Block> blocks;
     Matrix unembed;
     std::vector<float> x, h, qkv, y, hidden, cosines, sines;      // each of all rows
-    std::vector<std::vector<float>> expanded, scores;              // each of a thread
+    std::vector<std::vector<int32_t>> expanded;  // of a thread
+    std::vector<std::vector<float>> scores;
     std::vector<Drawing> drawings;                                 // of a thread, too
     std::vector<double> frequencies;
 
@@ -503,20 +560,20 @@ struct Step {
         for (int64_t l = 0; l < m.num_layers; l++) {
             Block &block = blocks[l];
             block.layer = m.layers[l];
-            block.query_key_value.pack(block.layer.query_key_value, m.precision, threads);
-            block.output.pack(block.layer.output, m.precision, threads);
-            block.expand.pack(block.layer.expand, m.precision, threads);
-            block.contract.pack(block.layer.contract, m.precision, threads);
+            block.query_key_value.pack(block.layer.query_key_value, m.bits, threads);
+            block.output.pack(block.layer.output, m.bits, threads);
+            block.expand.pack(block.layer.expand, m.bits, threads);
+            block.contract.pack(block.layer.contract, m.bits, threads);
             most_slots = std::max(most_slots, block.layer.slots);
             projected = std::max(projected, block.layer.query_key_value.out);
         }
-        unembed.pack(m.unembed, m.precision, threads);
+        unembed.pack(m.unembed, m.bits, threads);
         for (int64_t i = 0; i < m.rotary_dim; i += 2) frequencies.push_back(std::pow(m.theta, -double(i) / double(m.rotary_dim)));
         x.resize(m.rows * m.width), h.resize(m.rows * m.width), y.resize(m.rows * m.width);
         qkv.resize(m.rows * projected), hidden.resize(m.rows * m.hidden);
         cosines.resize(m.rows * m.rotary_dim / 2), sines.resize(m.rows * m.rotary_dim / 2);
-        expanded.assign(m.threads, std::vector<float>(m.precision == FLOAT32 || m.rows == 1 ? 0 : PANEL * widest));
-        scores.assign(m.threads, std::vector<float>(m.heads * most_slots));
+        expanded.assign(m.threads, std::vector<int32_t>(m.bits == 32 || m.rows == 1 ? 0 : PANEL * widest));
+        scores.assign(m.threads, std::vector<float>(m.heads * (most_slots + 1)));
         Drawing memory;
         memory.scores.resize(m.vocabulary), memory.others.resize(m.vocabulary), memory.order.resize(m.vocabulary);
         drawings.assign(m.threads, memory);
@@ -581,7 +638,7 @@ struct Step {
     }
 
     template <class Use> void product(const Matrix &matrix, const float *from, int64_t B, const Use &use) {
-        threads.each([&](int thread, int count) { matrix.times(from, matrix.in, B, thread, count, expanded[thread].data(), use); });
+        threads.each([&](int thread, int count) { matrix.times(from, B, thread, count, expanded[thread].data(), use); });
     }
 
     // Normalise and rotate a row's queries and keys, and write keys and values into its ring.

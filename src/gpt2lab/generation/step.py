@@ -32,8 +32,8 @@ _PREFILL_CHUNK = 512
 # A native call lasts about so many seconds at most (but at least a token): Ctrl-C is heard behind it.
 _LONGEST_CALL = 0.004
 
-_PRECISIONS: tuple[Weights, ...] = ("float32", "bfloat16", "int8")  # as native.cpp numbers them
-_ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # likewise
+_BITS: dict[Weights, int] = {"float32": 32, "bfloat16": 16, "int8": 8}
+_ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as native.cpp numbers them
 
 
 class Text:
@@ -163,7 +163,7 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, _Int) for name in ("width", "heads", "head_dim", "hidden", "vocabulary", "num_layers", "rows")),
-        *((name, _Int) for name in ("rotary_dim", "activation", "precision", "threads")),
+        *((name, _Int) for name in ("rotary_dim", "activation", "bits", "threads")),
         *((name, _Double) for name in ("theta", "epsilon")),
         *((name, _Pointer) for name in ("tokens", "learned", "final_norm", "final_norm_bias")),
         ("unembed", _Linear),
@@ -248,7 +248,7 @@ class NativeStep:
             rows=rows,
             rotary_dim=config.rotary_dim if config.rotates else 0,
             activation=_ACTIVATIONS.index(config.activation),
-            precision=_PRECISIONS.index(weights),
+            bits=_BITS[weights],
             threads=self._most_threads,
             theta=config.rope_theta,
             epsilon=config.layer_norm_epsilon,
