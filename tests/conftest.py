@@ -16,12 +16,16 @@ import random
 import signal
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import filelock
 import pytest
 import torch
 from hypothesis import register_random, settings
+
+from gpt2lab.errors import InputError
+from gpt2lab.generation.library import build, default_folder
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,6 +49,13 @@ register_random(TorchRandom)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--order-seed", type=int, help="run the tests in an order that this number draws")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the native step before the tests, so that none sees that happen but those that make it happen."""
+    if not hasattr(config, "workerinput"):
+        with suppress(InputError):  # without a compiler its own tests fail
+            build(default_folder())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

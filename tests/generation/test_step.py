@@ -13,11 +13,11 @@ from torch import Tensor
 from gpt2lab.errors import InputError
 from gpt2lab.generation import Engine, Sampling, generate
 from gpt2lab.generation.library import library
-from gpt2lab.generation.settings import Weights
 from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
 from gpt2lab.generation.weights import rounded
 from gpt2lab.hardware import torch_threads
 from gpt2lab.model import GPT2, KeyValueCache
+from gpt2lab.runs.settings import Weights
 from tests.generation.test_engine import WAYS, finish
 from tests.generation.test_generate import SIZES, texts_and_models
 from tests.model.reference import ALiBi, dense_logits, random_ids, randomised

@@ -92,6 +92,10 @@ def print_tables(results: Mapping[str, "RunEvaluation"]) -> None:
             f"{run}: {result.parameters:,} parameters, {result.trained.tokens:,} tokens predicted once "
             f"each; 200 random batches, nanoGPT's protocol, estimate {result.estimated_loss:.4f}",
         )
+        if result.rounding is not None:
+            console.print(
+                f"{run}: rounding the weights costs {result.rounding:.4f} nats per token of the trained context"
+            )
 
 
 def _plot_positions(curves: dict[str, list[float]], path: Path) -> None:

@@ -13,7 +13,9 @@ from gpt2lab.comparison.results import Seconds
 from gpt2lab.data import TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
 from gpt2lab.evaluation.evaluate import Evaluation, evaluate
-from gpt2lab.generation import Sampling, generate, stream
+from gpt2lab.generation import Sampling, generate
+from gpt2lab.generation.generate import begin
+from gpt2lab.generation.settings import Step
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2
 from gpt2lab.training import Trainer
@@ -114,7 +116,7 @@ def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
 
 
 def measure_speed(
-    trainers: dict[str, Trainer], rounds: int, progress: Callable[[], None] | None = None
+    trainers: dict[str, Trainer], rounds: int, progress: Callable[[], None] | None = None, step: Step = "eager"
 ) -> dict[str, Seconds]:
     """Time several models alternately, so that whatever else the machine does falls on all of them alike.
 
@@ -122,12 +124,13 @@ def measure_speed(
         trainers: by name, each with the model and the data that it trains on. The models are trained on a little.
         rounds: how often each is timed, after one round that does not count.
         progress: called after every model of every round.
+        step: what writes: the same for all.
 
     Returns:
         For every name the seconds of each round, in the order of ``SPEEDS``: of an optimiser step, until the first
         token after a short prompt (an eighth of the context) and after a long one (the whole context), and for each of
-        tokens that follow: up to 32 within the context, and past it as many as make whole cycles of dropping the older
-        half and reading the rest again, which some models do.
+        tokens that follow the second: up to 32 within the context, and past it as many as make whole cycles of dropping
+        the older half and reading the rest again, which some models do.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in trainers}  # a row for each round
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
@@ -138,18 +141,26 @@ def measure_speed(
             trainer = trainers[name]
             model = trainer.model.train()
             context = model.config.max_seq_len
-            begin = time.perf_counter()
+            started = time.perf_counter()
             for _ in range(5):
                 trainer.update(batches[name])
             synchronise(trainer.device)
-            found = [(time.perf_counter() - begin) / 5]
+            found = [(time.perf_counter() - started) / 5]
             ids = trainer.train_dataset[0][0]
             short, cycle = max(1, context // 8), max(1, context // 2)
-            for length, more in ((short, min(32, context - short)), (context, cycle * math.ceil(32 / cycle))):
-                begin = time.perf_counter()
-                written = stream(model, [ids[:length]], more + 1, Sampling(temperature=0))
-                clock = [time.perf_counter() for _ in map(Tensor.tolist, written)]
-                found += [clock[0] - begin, (clock[-1] - clock[0]) / (len(clock) - 1)]
+            for length, more in (
+                (short, max(1, min(32, context - short - 1))),
+                (context, cycle * math.ceil(32 / cycle)),
+            ):
+                engine = begin(model, [ids[:length]], more + 2, Sampling(temperature=0), step=step)
+                clock = [time.perf_counter()]
+                with model.evaluating():
+                    for count in (1, 1, more):  # the prompt; a token at which the engine looks around; what is timed
+                        written = 0
+                        while written < count:
+                            written += len(engine.step(most=count - written))
+                        clock.append(time.perf_counter())
+                found += [clock[1] - clock[0], (clock[3] - clock[2]) / more]
             if number > 0:
                 times[name].append(found)
             if progress is not None:

@@ -111,12 +111,14 @@ class Timing:
         threads: of the CPU.
         load_before: the machine's load average when it began.
         arms: the times by arm.
+        step: what wrote, "native" or "eager"; see :class:`gpt2lab.Engine`.
     """
 
     machine: str
     threads: int
     load_before: float
     arms: dict[str, Seconds]
+    step: str = "eager"
 
 
 @dataclass(frozen=True)

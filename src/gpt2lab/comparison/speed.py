@@ -13,6 +13,7 @@ from gpt2lab.comparison.measure import measure_speed
 from gpt2lab.comparison.results import Timing
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
+from gpt2lab.generation.engine import common_step
 from gpt2lab.hardware import describe_machine, torch_threads
 from gpt2lab.model.attention import Mechanism
 from gpt2lab.progress import Progress, plain_console
@@ -54,8 +55,10 @@ def time_arms(
             progress(what, done, total)
 
         with torch_threads(threads), warnings.catch_warnings(action="ignore"):  # that a context is full is timed
-            found = measure_speed(_trainers(folders, own), rounds, count)
-        known[context] = Timing(describe_machine(), threads, load_before, found)
+            trainers = _trainers(folders, own)
+            step = common_step([trainer.model for trainer in trainers.values()])
+            found = measure_speed(trainers, rounds, count, step)
+        known[context] = Timing(describe_machine(), threads, load_before, found, step)
         plain = {str(context): dataclasses.asdict(timing) for context, timing in known.items()}
         with atomic_write(out / SPEED) as file:
             file.write(json.dumps(plain, indent=1).encode())

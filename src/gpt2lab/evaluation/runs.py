@@ -15,13 +15,15 @@ from gpt2lab.errors import InputError
 from gpt2lab.evaluation.evaluate import Evaluation, estimate_loss
 from gpt2lab.evaluation.evaluate import evaluate as evaluate_model
 from gpt2lab.evaluation.settings import EvaluateOptions, EvaluateSettings
+from gpt2lab.generation.engine import check_step
+from gpt2lab.generation.weights import rounded
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
 from gpt2lab.options import given_options, method_taking
 from gpt2lab.progress import Progress
 from gpt2lab.runs.folder import load, open_text
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import RunSettings, Which
+from gpt2lab.runs.settings import RunSettings, Weights, Which
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class RunEvaluation:
         trained: at the context of the training.
         estimated_loss: nanoGPT's protocol: the mean loss of 200 random batches, nats per token.
         contexts: at every context, the shortest first.
+        rounding: what it costs to store the matrices as was asked for, nats per token of the trained context; None:
+            they are as they are.
     """
 
     text: str
@@ -41,6 +45,7 @@ class RunEvaluation:
     trained: Evaluation
     estimated_loss: float
     contexts: list[Evaluation]
+    rounding: float | None = None
 
     @property
     def loss(self) -> float:
@@ -55,7 +60,8 @@ class RunEvaluation:
             by_context[scores.pop("context_size")] = {n: v for n, v in scores.items() if n != "loss_by_position"}
         about = {"text": self.text, "parameters": self.parameters}
         estimated = {"estimated_loss": self.estimated_loss, "contexts": by_context}
-        return about | dataclasses.asdict(self.trained) | estimated
+        rounding = {} if self.rounding is None else {"rounding": self.rounding}
+        return about | dataclasses.asdict(self.trained) | estimated | rounding
 
 
 @method_taking(EvaluateOptions, first="run")
@@ -74,6 +80,7 @@ def evaluate_run(run: str | Path, **given: Any) -> RunEvaluation:
     asked = EvaluateSettings(**given_options((EvaluateSettings,), given))
     try:
         model, tokenizer = load(run, attention=load_attention(asked.attention), checkpoint=asked.checkpoint)
+        check_step(model, "auto", asked.weights)
     except InputError as error:
         raise InputError(f"{run}: {error}") from None
     model.to(choose_device(asked.device))
@@ -91,16 +98,23 @@ def evaluate_run(run: str | Path, **given: Any) -> RunEvaluation:
         longest = trained if model.config.position == "learned" else len(tokens) - 1
         contexts = [c for c in (trained // 4, trained // 2, 2 * trained, 4 * trained) if 1 <= c <= longest]
     sizes = [trained, *(c for c in contexts if c != trained)]
-    found = []
-    for size in sizes:
-        told = None if progress is None else partial(_told, progress, f"{run}, context {size}", len(tokens) - 1)
-        found.append(evaluate_model(model, tokens, tokenizer, size, told))
+
+    def measured(model: GPT2, size: int, what: str) -> Evaluation:
+        told = None if progress is None else partial(_told, progress, f"{run}, {what}", len(tokens) - 1)
+        return evaluate_model(model, tokens, tokenizer, size, told)
+
+    exact = None
+    if asked.weights is not None:
+        exact = measured(model, trained, "weights as they are").loss
+        model = rounded(model, asked.weights)
+    found = [measured(model, size, f"context {size}") for size in sizes]
     return RunEvaluation(
         text=name,
         parameters=model.num_parameters(),
         trained=found[0],
         estimated_loss=estimate_loss(model, tokens),
         contexts=sorted(found, key=lambda one: one.context_size),
+        rounding=None if exact is None else found[0].loss - exact,
     )
 
 
@@ -126,6 +140,7 @@ def evaluate(
     checkpoint: Which = "best",
     attention: str | type | None = None,
     device: str = "auto",
+    weights: Weights | None = None,
     progress: Progress | None = None,
 ) -> RunEvaluation: ...
 def evaluate(model: GPT2 | str | Path, *arguments: Any, **options: Any) -> Evaluation | RunEvaluation:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from gpt2lab.errors import InputError
 from gpt2lab.generation import library
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.generation.settings import Step, Weights
+from gpt2lab.generation.settings import Step
 from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable, version
 from gpt2lab.model import GPT2, KeyValueCache
+from gpt2lab.runs.settings import Weights
 
 
 class Token(NamedTuple):
@@ -237,3 +238,12 @@ def check_step(model: GPT2, step: Step, weights: Weights | None) -> None:
     if (weights is not None or step == "native") and (reason := unable(model)):
         what = "the native step cannot be used" if weights is None else f"the weights cannot be stored in {weights}"
         raise InputError(f"{what}: {reason}")
+
+
+def common_step(models: Iterable[GPT2]) -> Step:
+    """The fastest step in which all of these models can write; it is compiled first if need be."""
+    with suppress(InputError):
+        if not any(map(unable, models)):
+            library.library().wait()
+            return "native"
+    return "eager"

@@ -9,7 +9,6 @@ from gpt2lab.options import option
 from gpt2lab.runs.settings import LoadSettings
 
 Step = Literal["auto", "eager", "native"]
-Weights = Literal["float32", "bfloat16", "int8"]
 
 TEMPERATURE = 0.8  # of a run's texts; a model's own distribution, at 1, wanders more
 
@@ -35,12 +34,6 @@ class GenerateSettings(LoadSettings):
         'what computes a token: "native" (the model in C++, which is compiled once for this machine), "eager" (the '
         'model itself, which runs everywhere and with your own mechanism), or "auto": native where it can be had, and '
         "eager until it is compiled.",
-    )
-    weights: Weights | None = option(
-        None,
-        'precision in which the native step stores the matrices: "float32", "bfloat16", or "int8", with a scale for '
-        "each output. Large models are written faster so, and a little worse: evaluate --weights tells by how much.",
-        default="as they are",
     )
 
 

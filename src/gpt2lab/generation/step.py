@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling
-from gpt2lab.generation.settings import Weights
 from gpt2lab.model import GPT2, KeyValueCache, MultiHeadAttention, TransformerBlock
 from gpt2lab.model.attention import built_in_mechanism
 from gpt2lab.model.block import FeedForward
 from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.runs.settings import Weights
 
 # A prompt is read in chunks, so that memory does not grow with its length.
 _PREFILL_CHUNK = 512

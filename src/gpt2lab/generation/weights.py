@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor
 
-from gpt2lab.generation.settings import Weights
 from gpt2lab.model import GPT2
+from gpt2lab.runs.settings import Weights
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
 Parallel = Literal["ddp", "fsdp"]
 Which = Literal["best", "last"]
+Weights = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,12 @@ class LoadSettings:
         spell=spell_attention,
     )
     device: str = option("auto", '"auto", "cpu", "cuda" or "mps".')
+    weights: Weights | None = option(
+        None,
+        'precision in which the native step stores the matrices: "float32", "bfloat16", or "int8", with a factor for '
+        "each output. A large model is written faster so, and a little worse: evaluate --weights tells by how much.",
+        default="as they are",
+    )
 
     def __post_init__(self) -> None:
         check(self)
