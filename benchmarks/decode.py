@@ -30,6 +30,7 @@ from gpt2lab.hardware import describe_machine, peak_memory
 from gpt2lab.model import GPT2
 
 import torch  # behind gpt2lab, so that its threads sleep
+from torch import nn
 
 CONTEXT = 1_088
 SIZES: dict[str, dict[str, Any]] = {
@@ -88,7 +89,8 @@ def transformers(model: GPT2) -> Write:
         eos_token_id=None,
         pad_token_id=0,
     )
-    theirs = GPT2LMHeadModel(config).eval()
+    theirs: nn.Module = GPT2LMHeadModel(config)
+    theirs.eval()
 
     @torch.no_grad()
     def write(prompt: list[int], rows: int, tokens: int) -> float:

@@ -12,7 +12,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation import library
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import Step
-from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable, version
+from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
 from gpt2lab.model import GPT2, KeyValueCache
 from gpt2lab.runs.settings import Weights
 
@@ -183,11 +183,14 @@ class Engine:
         """The native step, if it can write now."""
         if self._asked == "eager" or torch.is_autocast_enabled("cpu"):
             return None
-        if any(layer.read_in - {torch.float32} for layer in self._cache.layers) or unable(self.model):
+        if any(layer.read_in - {torch.float32} for layer in self._cache.layers):
             return None
-        if self._native is None or self._native.version != version(self.model):
-            built = library.library().now()
-            self._native = None if built is None else NativeStep(self.model, self._cache, built, self._weights)
+        if self._native is None or not self._native.source.is_the_same():
+            self._native = None
+            if unable(self.model) is None and (built := library.library().now()) is not None:
+                self._native = NativeStep(self.model, self._cache, built, self._weights)
+            elif self._asked == "native":
+                check_step(self.model, self._asked, None)
         return self._native
 
     def remove(self, row: int) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling
@@ -190,17 +191,41 @@ def unable(model: GPT2) -> str | None:
         return "it has not been tried on Windows"
     if model.mechanism_class is not None:
         return f"the attention {model.mechanism_class.__name__} is not a built-in one, which only the eager step runs"
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
+            kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+            return f"{name} is {kept}, and the native step takes float32 on the CPU: model.float().cpu()"
     mechanisms = {built_in_mechanism(model.config, layer) for layer in range(model.config.num_layers)}
     for name, module in model.named_modules():
         if type(module) not in (*_OURS, *_TORCHS, *mechanisms):
             return f"{name or 'the model'} is a {type(module).__name__}, which only the eager step runs"
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{name or 'the model'} has a hook, which only the eager step calls"
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
-            kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
-            return f"{name} is {kept}, and the native step takes float32 on the CPU: model.float().cpu()"
     return None
+
+
+class _Source:
+    """The modules and parameters that a native step was made of. It is asked at every call, so it has to be quick."""
+
+    def __init__(self, model: GPT2) -> None:
+        modules, self._parameters = list(model.modules()), list(model.parameters())
+        self._own = [vars(module) for module in modules]
+        self._dicts = [parts for module in modules for parts in (module._modules, module._parameters) if parts]
+        self._counted = [parameter for parameter in self._parameters if not parameter.is_inference()]
+        self._then = self._now()
+
+    def _now(self) -> list[object]:
+        return [
+            RemovableHandle.next_id,  # grows with every hook
+            [id(part) for parts in self._dicts for part in parts.values()],
+            [parameter.data_ptr() for parameter in self._parameters],
+            [parameter._version for parameter in self._counted],
+            any("forward" in own for own in self._own),
+        ]
+
+    def is_the_same(self) -> bool:
+        """Whether they are still in place, without new hooks, and nobody has written to them (but past autograd)."""
+        return self._now() == self._then
 
 
 class NativeStep:
@@ -211,12 +236,16 @@ class NativeStep:
         cache: whose rows are written to.
         library: compiled from native.cpp.
         weights: precision in which the matrices are stored and read.
+
+    Attributes:
+        source: what it was made of.
+        logits: float32 (rows, V), of the latest step.
     """
 
     def __init__(self, model: GPT2, cache: KeyValueCache, library: ctypes.CDLL, weights: Weights = "float32") -> None:
         self._cache, self._library = cache, library
         self._most_threads = torch.get_num_threads()
-        self.version = version(model)
+        self.source = _Source(model)
         config = model.config
         rows = len(cache.lengths)
         self.logits = torch.empty(rows, config.vocab_size)
@@ -343,11 +372,6 @@ class NativeStep:
         if number != self._now:
             self._library.gpt2lab_threads(self._step, _Int(number))
             self._now = number
-
-
-def version(model: GPT2) -> list[tuple[int, int]]:
-    """What changes when a parameter of the model does."""
-    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 
 
 def _address(tensor: Tensor | None) -> int | None:
