@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py [--sizes 0.8M 10M 124M] [--prompts 16 1000] [--rounds 5] [--threads 2]
     python benchmarks/decode.py --switches [--contexts 25 64 1024 8192]
+    python benchmarks/decode.py --first-token
     python benchmarks/decode.py --endless
 
 The first prints milliseconds for a token of GPT-2 in three sizes, written greedily behind a prompt; 16 texts at once,
@@ -10,8 +11,9 @@ had to be read for a token (matrices and cache) over its time, as a share of the
 llama.cpp is asked with one thread and with all, and the faster one counts; it says itself how long a token took. Peers
 that are not installed are left out: ``pip install transformers``, ``pip install xllamacpp gguf``.
 
-``--switches`` compares this project's switches at several contexts, each written from its middle to its end, and
-``--endless`` the tokens around the 300th and the 100,000th of a model that goes on for ever.
+``--switches`` compares this project's switches at several contexts, each from its middle on, ``--first-token`` a prompt
+of 1,000 tokens with one forward over it, ``--endless`` the tokens around the 300th and the 100,000th of a model that
+goes on for ever.
 """
 
 import argparse
@@ -30,7 +32,6 @@ from gpt2lab.hardware import describe_machine, peak_memory
 from gpt2lab.model import GPT2
 
 import torch  # behind gpt2lab, so that its threads sleep
-from torch import nn
 
 CONTEXT = 1_088
 SIZES: dict[str, dict[str, Any]] = {
@@ -89,7 +90,7 @@ def transformers(model: GPT2) -> Write:
         eos_token_id=None,
         pad_token_id=0,
     )
-    theirs: nn.Module = GPT2LMHeadModel(config)
+    theirs: Any = GPT2LMHeadModel(config)
     theirs.eval()
 
     @torch.no_grad()
@@ -271,6 +272,37 @@ def switches(asked: argparse.Namespace) -> None:
                 )
 
 
+def first_token(asked: argparse.Namespace) -> None:
+    """What a prompt costs, against one forward over it."""
+    print("| model | prompt | forward | first token | ratio |\n|---|---|---|---|---|")
+    for size in asked.sizes:
+        for name, switched in (("", {}), (", RoPE, window 256", {"position": "rope", "window": 256})):
+            model = random_model(SIZES[size], CONTEXT, **switched)
+            ids = torch.arange(1000) % 60
+
+            def forward(model: GPT2 = model, ids: torch.Tensor = ids) -> None:
+                with torch.no_grad():
+                    model.hidden(ids[None])
+
+            def first(model: GPT2 = model, ids: torch.Tensor = ids) -> None:
+                engine = Engine(model, 1)
+                engine.add(ids, Sampling(), max_tokens=1)
+                engine.step()
+
+            clock: dict[str, list[float]] = {"forward": [], "first": []}
+            for number in range(asked.rounds + 1):
+                for what, work in (("forward", forward), ("first", first)):
+                    start = time.perf_counter()
+                    work()
+                    if number:
+                        clock[what].append(time.perf_counter() - start)
+            ratio = statistics.median(clock["first"]) / statistics.median(clock["forward"])
+            print(
+                f"| {size}{name} | {len(ids)} | {spread(clock['forward'])} | {spread(clock['first'])} | {ratio:.2f} |",
+                flush=True,
+            )
+
+
 def endless(asked: argparse.Namespace) -> None:
     """Early and late tokens of a text without an end."""
     model = random_model(SIZES["0.8M"], 512, position="rope", window=128)
@@ -295,12 +327,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--switches", action="store_true")
+    parser.add_argument("--first-token", action="store_true")
     parser.add_argument("--endless", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.simplefilter("ignore")
     print(f"{describe_machine()}; {asked.threads} threads, {asked.rounds} rounds")
-    (switches if asked.switches else endless if asked.endless else programs)(asked)
+    modes = {switches: asked.switches, first_token: asked.first_token, endless: asked.endless}
+    next((mode for mode, wanted in modes.items() if wanted), programs)(asked)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import pytest
 
 from gpt2lab.data import encode_corpus, open_corpus, split
 from gpt2lab.evaluation import estimate_loss, evaluate
+from gpt2lab.generation.weights import rounded
+from gpt2lab.runs.folder import open_text
+from gpt2lab.runs.settings import RunSettings, Weights
 from gpt2lab.training import load
 from tests.cli.conftest import Command, program
 
@@ -99,3 +102,20 @@ def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_measured(
     done = command("evaluate", modern, "--plot", tmp_path / "nowhere" / "plot.svg")
     assert (done.code, done.out) == (2, "")
     assert "there is no folder" in done.err
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_what_it_costs_to_store_weights_in_fewer_bits_is_told(command: Command, modern: Path, weights: Weights) -> None:
+    asked = ["evaluate", modern, "--contexts", 16]
+    exact, found = (
+        json.loads(command(*asked, *more, "--json").out)[str(modern)] for more in ([], ["--weights", weights])
+    )
+    assert "rounding" not in exact
+    assert found["rounding"] == found["loss"] - exact["loss"]
+    assert 0 < abs(found["rounding"]) < 0.01
+    model, tokenizer = load(modern)
+    settings = RunSettings.read(modern / "config.yaml")
+    tokens = open_text(settings.data, tokenizer).tokens("validation")
+    assert found["loss"] == evaluate(rounded(model, weights), tokens, tokenizer).loss
+    printed = command(*asked, "--weights", weights).out
+    assert f"rounding the weights costs {found['rounding']:.4f} nats per token" in " ".join(printed.split())

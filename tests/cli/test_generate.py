@@ -30,6 +30,21 @@ def test_text_begins_with_the_prompt_and_is_what_the_library_writes(modern: Path
     assert command("generate", modern, *options[:-1], 4).out != done.out
 
 
+@pytest.mark.parametrize("options", [["--step", "eager"], ["--step", "native"], ["--weights", "float32"]], ids="-".join)
+def test_either_step_writes_the_same_text(command: Command, modern: Path, options: list[str]) -> None:
+    asked = ["generate", modern, "--prompt", "the king ", "--tokens", 100, "--seed", 5]
+    done = command(*asked, *options)
+    assert (done.code, done.out, done.err) == (0, command(*asked).out, "")
+
+
+def test_weights_of_fewer_bits_are_written_with_natively_or_not_at_all(command: Command, modern: Path) -> None:
+    done = command("generate", modern, "--tokens", 50, "--weights", "int8")
+    assert (done.code, done.err) == (0, "")
+    assert len(done.out) > 50
+    refused = command("generate", modern, "--weights", "int8", "--step", "eager")
+    assert_one_sentence(refused, "weights='int8' are the native step's; leave out step='eager'")
+
+
 def test_several_texts_are_written_from_one_prompt_and_differ(command: Command, modern: Path) -> None:
     options = ["--prompt", "love", "--tokens", 30, "--num-samples", 3, "--seed", 1]
     found = json.loads(command("generate", modern, *options, "--json").out)

@@ -107,18 +107,16 @@ class Timing:
     """All arms of a context, timed in turn.
 
     Attributes:
-        machine: on which.
+        machine: on which, and with which step of :class:`gpt2lab.Engine`.
         threads: of the CPU.
         load_before: the machine's load average when it began.
         arms: the times by arm.
-        step: what wrote, "native" or "eager"; see :class:`gpt2lab.Engine`.
     """
 
     machine: str
     threads: int
     load_before: float
     arms: dict[str, Seconds]
-    step: str = "eager"
 
 
 @dataclass(frozen=True)

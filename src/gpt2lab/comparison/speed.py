@@ -58,7 +58,7 @@ def time_arms(
             trainers = _trainers(folders, own)
             step = common_step([trainer.model for trainer in trainers.values()])
             found = measure_speed(trainers, rounds, count, step)
-        known[context] = Timing(describe_machine(), threads, load_before, found, step)
+        known[context] = Timing(f"{describe_machine()}; {step} step", threads, load_before, found)
         plain = {str(context): dataclasses.asdict(timing) for context, timing in known.items()}
         with atomic_write(out / SPEED) as file:
             file.write(json.dumps(plain, indent=1).encode())
