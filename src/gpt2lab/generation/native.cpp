@@ -174,10 +174,16 @@ class Threads {
         left = int(others.size());
         announce();
         task(0);
-        for (int n; (n = left) != 0;) left.wait(n);
+        for (int n; (n = left) != 0;) await(left, n);
     }
 
   private:
+    // Wait until a number is another one: for some microseconds by letting others go first, then asleep.
+    template <class Number> static void await(const std::atomic<Number> &number, Number known) {
+        for (int i = 0; i < 100 && number == known; i++) std::this_thread::yield();
+        number.wait(known);
+    }
+
     void announce() {
         round++;
         round.notify_all();
@@ -185,7 +191,7 @@ class Threads {
 
     void work(int thread, unsigned known) {
         while (true) {
-            round.wait(known);
+            await(round, known);
             if (ending) return;
             known = round;
             task(thread);

@@ -8,6 +8,7 @@ cache, so a text goes on with one where it was left by the other.
 import ctypes
 import dataclasses
 import itertools
+import math
 import sys
 import time
 import weakref
@@ -31,7 +32,9 @@ from gpt2lab.runs.settings import Weights
 # A prompt is read in chunks, so that memory does not grow with its length.
 _PREFILL_CHUNK = 512
 # A native call lasts about so many seconds at most (but at least a token): Ctrl-C is heard behind it.
-_LONGEST_CALL = 0.004
+_LONGEST_CALL = 0.008
+# How often each number of threads is tried.
+_ROUNDS = 4
 
 _BITS: dict[Weights, int] = {"float32": 32, "bfloat16": 16, "int8": 8}
 _ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as native.cpp numbers them
@@ -246,6 +249,7 @@ class NativeStep:
         self._cache, self._library = cache, library
         self._most_threads = torch.get_num_threads()
         self.source = _Source(model)
+        self._lengths = cache.lengths.numpy()  # the same memory, which is quicker to ask
         config = model.config
         rows = len(cache.lengths)
         self.logits = torch.empty(rows, config.vocab_size)
@@ -312,10 +316,9 @@ class NativeStep:
         rows = np.zeros(len(texts), _ROW)
         for row, text in zip(rows, texts, strict=True):
             way = text.way
-            position = int(self._cache.lengths[text.place])
             greedy = 0.0 if way.greedy else way.temperature
             penalised = 0 if text.seen is None else text.seen.data_ptr()
-            row["place"], row["position"], row["token"] = text.place, position, text.unread[0]
+            row["place"], row["position"], row["token"] = text.place, self._lengths[text.place], text.unread[0]
             row["top_k"], row["temperature"] = way.top_k or 0, greedy
             row["top_p"] = 1 if way.top_p is None else way.top_p
             row["min_p"], row["penalty"], row["seen"] = way.min_p or 0, way.repetition_penalty, penalised
@@ -329,7 +332,7 @@ class NativeStep:
         started = time.perf_counter()
         ids, logprobs = self._call(rows, n)
         self._seconds = (time.perf_counter() - started) / n
-        self._cache.lengths[rows["place"]] += n
+        self._lengths[rows["place"]] += n
         for layer in self._cache.layers:
             layer.read_in.add(torch.float32)
         return [list(zip(*drawn, strict=True)) for drawn in zip(ids.T.tolist(), logprobs.T.tolist(), strict=True)]
@@ -349,23 +352,18 @@ class NativeStep:
         """As many threads as pay for so many rows, measured once: a token that is read twice is remembered alike."""
         number = len(rows)
         if number not in self._threads:
-            best, fastest = 1, float("inf")
-            tried = rows.copy()
+            counts = sorted({1 << power for power in range(self._most_threads.bit_length())} | {self._most_threads})
+            tried, taken = rows.copy(), dict.fromkeys(counts, math.inf)
             tried["seen"] = tried["temperature"] = 0
-            counts = [1 << power for power in range(self._most_threads.bit_length())]
-            if self._most_threads not in counts:
-                counts.append(self._most_threads)
-            for count in counts:
+            for count in counts * _ROUNDS:
                 self._set_threads(count)
-                taken = []
-                for _ in range(4):
-                    again, started = tried.copy(), time.perf_counter()
-                    self._call(again, 1)
-                    taken.append(time.perf_counter() - started)
-                if min(taken[1:]) < 0.9 * fastest:
-                    best, fastest = count, min(taken[1:])
-            self._threads[number] = best
-            self._seconds = fastest
+                self._call(tried.copy(), 1)  # wakes the threads
+                started = time.perf_counter()
+                self._call(tried.copy(), 1)
+                taken[count] = min(taken[count], time.perf_counter() - started)
+            fastest = min(taken.values())
+            self._threads[number] = next(count for count in counts if taken[count] < 1.1 * fastest)
+            self._seconds = taken[self._threads[number]]
         self._set_threads(self._threads[number])
 
     def _set_threads(self, number: int) -> None:
