@@ -205,6 +205,12 @@ def random_model(sizes: dict[str, Any], context: int, **switches: Any) -> GPT2:
     return model.eval()
 
 
+def matrices(model: GPT2) -> int:
+    """Numbers that are multiplied with for each token: all matrices but that of learned positions."""
+    names = (name for name in model.weights() if name != "embeddings.position.weight")
+    return sum(model.get_parameter(name).numel() for name in names if model.get_parameter(name).dim() == 2)
+
+
 def programs(asked: argparse.Namespace) -> None:
     """The first table."""
     fastest = bandwidth(asked.threads)
@@ -213,8 +219,6 @@ def programs(asked: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|")
     for size in asked.sizes:
         model = random_model(SIZES[size], CONTEXT)
-        matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
-        matrices -= model.embeddings.position.weight.numel()
         tokens = {"0.8M": 60, "10M": 40, "124M": 12}[size]
         for rows in asked.batches:
             with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +237,7 @@ def programs(asked: argparse.Namespace) -> None:
                     for name, found in times.items():
                         median, share = statistics.median(found), ""
                         if name.startswith("native"):
-                            weights = BYTES[name.removeprefix("native ")] * matrices
+                            weights = BYTES[name.removeprefix("native ")] * matrices(model)
                             cached = rows * model.cache_bytes(length + tokens // 2)
                             share = f"{(weights + cached) / median / fastest:.0%}"
                         cells = (size, rows, length, name, spread(found), f"{median / base:.2f}", share)
@@ -261,7 +265,7 @@ def switches(asked: argparse.Namespace) -> None:
             base = statistics.median(times["original"])
 
             def read(model: GPT2, at: int = half + tokens // 2) -> int:
-                return 4 * sum(p.numel() for p in model.parameters() if p.dim() == 2) + model.cache_bytes(at)
+                return 4 * matrices(model) + model.cache_bytes(at)
 
             for name, found in times.items():
                 ratio = read(models[name]) / read(models["original"])
