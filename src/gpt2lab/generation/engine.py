@@ -157,14 +157,16 @@ class Engine:
 
     def _step(self, most: int) -> list[Token]:
         self._make_room()
-        native = self._native_step()
-        ready = [text for text in self._texts if native is not None and len(text.unread) == 1]
+        ready = [text for text in self._texts if len(text.unread) == 1]
+        native = self._native_step() if ready else None  # the weights are not copied before the first token is there
+        if native is None:
+            ready = []
         others = [text for text in self._texts if text not in ready]
         drawn: dict[Text, Sequence[tuple[int, float]]] = {}
         if others:
             with torch.no_grad(), self.model.evaluating() if self.model.training else nullcontext():
                 drawn.update(zip(others, self._eager.write(others), strict=True))
-        if native is not None and ready:
+        if native is not None:
             room = [text.left for text in ready]
             room += [self._context + 1 - len(text.history) for text in ready if self._context is not None]
             drawn.update(zip(ready, native.write(ready, 1 if others else min(most, *room)), strict=True))

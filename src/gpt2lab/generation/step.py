@@ -30,7 +30,7 @@ from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.runs.settings import Weights
 
 # A prompt is read in chunks, so that memory does not grow with its length.
-_PREFILL_CHUNK = 512
+_PREFILL_CHUNK = 1024
 # A native call lasts about so many seconds at most (but at least a token): Ctrl-C is heard behind it.
 _LONGEST_CALL = 0.008
 # How often each number of threads is tried.
