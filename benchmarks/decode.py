@@ -1,7 +1,7 @@
 """What a token costs that is written: this project's steps, Transformers and llama.cpp, with the same weights.
 
     python benchmarks/decode.py [--sizes 0.8M 10M 124M] [--prompts 16 1000] [--rounds 5] [--threads 2]
-    python benchmarks/decode.py --switches [--contexts 25 64 1024 8192]
+    python benchmarks/decode.py --switches [--contexts 25 64 1024 8192] [--plot writing.svg]
     python benchmarks/decode.py --first-token
     python benchmarks/decode.py --endless
 
@@ -30,6 +30,7 @@ from gpt2lab.config import Variant, variant_switches
 from gpt2lab.generation import Engine, Sampling
 from gpt2lab.hardware import describe_machine, peak_memory
 from gpt2lab.model import GPT2
+from gpt2lab.plots import new_plot, save_plot
 
 import torch  # behind gpt2lab, so that its threads sleep
 
@@ -250,6 +251,7 @@ def switches(asked: argparse.Namespace) -> None:
     sizes = {"vocab_size": 90, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512, "num_layers": 3}
     print("| context | step | variant | ms a token | against the original | bytes read against the original |")
     print("|---|---|---|---|---|---|")
+    curves: dict[str, list[float]] = {}
     for context in asked.contexts:
         variants = {name: variant_switches(name, context, 4) for name in get_args(Variant)}
         variants["combined"] = variants["swa"] | {"position": "rope", "num_kv_heads": 1}
@@ -268,12 +270,23 @@ def switches(asked: argparse.Namespace) -> None:
                 return 4 * matrices(model) + model.cache_bytes(at)
 
             for name, found in times.items():
+                if step == "native":
+                    curves.setdefault(name, []).append(1000 * statistics.median(found))
                 ratio = read(models[name]) / read(models["original"])
                 print(
                     f"| {context} | {step} | {name} | {spread(found)} | {statistics.median(found) / base:.2f} | "
                     f"{ratio:.2f} |",
                     flush=True,
                 )
+
+    if asked.plot is not None:
+        figure, axes = new_plot("context, tokens", "milliseconds a token", xscale="log", yscale="log")
+        for name, medians in curves.items():
+            axes.plot(asked.contexts, medians, label=name)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(frameon=False)
+        save_plot(figure, asked.plot)
 
 
 def first_token(asked: argparse.Namespace) -> None:
@@ -326,11 +339,12 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--prompts", nargs="+", type=int, default=[16, 1000])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[25, 64, 1024, 8192])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[25, 64, 256, 1024, 4096, 8192])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--switches", action="store_true")
+    parser.add_argument("--plot", type=Path, help="of --switches, an SVG file")
     parser.add_argument("--first-token", action="store_true")
     parser.add_argument("--endless", action="store_true")
     asked = parser.parse_args()

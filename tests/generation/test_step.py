@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.generation import Engine, Sampling, generate
 from gpt2lab.generation.library import library
 from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
 from gpt2lab.generation.weights import rounded
 from gpt2lab.hardware import torch_threads
-from gpt2lab.model import GPT2, KeyValueCache
+from gpt2lab.model import GPT2, KeyValueCache, SlidingWindowAttention
 from gpt2lab.runs.settings import Weights
 from tests.generation.test_engine import WAYS, finish
 from tests.generation.test_generate import SIZES, texts_and_models
@@ -214,3 +216,21 @@ def test_under_autocast_the_eager_step_writes() -> None:
         each.add([1, 2], Sampling(seed=2), max_tokens=9)
     with torch.autocast("cpu", torch.bfloat16):
         assert finish(engine) == finish(eager)
+
+
+def test_a_new_switch_has_to_be_known_to_the_native_step() -> None:
+    """Whoever adds one teaches it to native.cpp, or lets unable() refuse it, and then adds its name here."""
+    sizes = {"vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"}
+    position = {"position", "rope_theta", "rope_fraction"}
+    attention = {"num_kv_heads", "window", "qk_norm", "sinks"}
+    others = {"tie_embeddings", "bias", "dropout", "layer_norm_epsilon", "activation", "attention"}
+    assert {field.name for field in fields(GPT2Config)} == sizes | position | attention | others
+
+
+def test_a_mechanism_that_changes_something_else_is_not_taken_for_a_built_in_one() -> None:
+    class Capped(SlidingWindowAttention):
+        pass
+
+    model = small()
+    model.blocks[1].attention.mechanism.__class__ = Capped
+    assert unable(model) == "blocks.1.attention.mechanism is a Capped, which only the eager step runs"

@@ -36,8 +36,6 @@ def compiler() -> list[str]:
         InputError: there is none.
     """
     asked = shlex.split(os.environ.get("CXX", "")) or ["clang++" if sys.platform == "darwin" else "g++"]
-    if sys.platform == "win32":
-        raise InputError("the native step has not been tried on Windows")
     if shutil.which(asked[0]) is None:
         raise InputError(f"there is no C++ compiler {asked[0]!r}; install one (on Debian and Ubuntu: apt install g++)")
     return asked
@@ -58,8 +56,10 @@ def read(folder: Path) -> ctypes.CDLL | None:
     """The library of a folder; None if it is absent, half-built or damaged.
 
     Raises:
-        InputError: others than this user could have written it, so it is not executed.
+        InputError: others than this user could have written it, so it is not executed; or the system is Windows.
     """
+    if sys.platform == "win32":
+        raise InputError("the native step has not been tried on Windows")
     path = folder / LIBRARY
     with contextlib.suppress(OSError):
         for each in (folder, path):

@@ -1,6 +1,6 @@
 // One token after the other for several texts at once: what the model computes for a token (GPT-2 with any of the
-// switches that are built in), and the draw of the next one, without anything in between. step.py calls it and holds the
-// memory that it reads and writes: the weights, and the rings of keys and values of model/cache.py.
+// switches that are built in), and the draw of the next one, without anything in between. step.py calls it, and holds
+// the memory that it reads and writes: the weights, and the rings of keys and values of model/cache.py.
 //
 // Shapes are named as in the rest of the project: B rows (texts), C width, H query heads, K key/value heads, D width of
 // a head, F hidden width, S slots of a ring, V vocabulary.
@@ -17,6 +17,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -63,7 +64,7 @@ struct Row {
     int64_t top_k;     // 0: none
     double temperature, top_p, min_p, penalty;  // temperature 0: the likeliest; top_p 1, min_p 0, penalty 1: none
     uint8_t *seen;        // (V), which tokens occurred; null: not asked
-    const double *noise;  // for each new token a number in [0, 1)
+    const double *noise;  // for each new token a number in [0, 1); not read at temperature 0
 };
 
 }  // extern "C"
@@ -107,7 +108,8 @@ template <int HALF, int... I> inline Vec sums_of(Vec (&x)[LANES], std::integer_s
     else {
 #pragma GCC unroll 8
         for (int i = 0; i < HALF; i++)
-            x[i] = PICK(x[i], x[i + HALF], I & HALF ? I + LANES : I) + PICK(x[i], x[i + HALF], I & HALF ? (I ^ HALF) + LANES : I ^ HALF);
+            x[i] = PICK(x[i], x[i + HALF], I + (I & HALF ? LANES : 0)) +
+                   PICK(x[i], x[i + HALF], (I ^ HALF) + (I & HALF ? LANES : 0));
         return sums_of<HALF / 2>(x, lanes);
     }
 }
@@ -134,7 +136,8 @@ inline Vec exp(Vec x) {
     n -= shift;
     const Vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
     Vec y = all(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) y = y * r + c;
+    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = y * r + c;
     return (y * r * r + r + 1.0f) * power;
 }
 
@@ -156,7 +159,8 @@ class Threads {
 
     int count() const { return 1 + int(others.size()); }
 
-    void resize(int number) {
+    // If the system has no more threads, there are fewer.
+    void resize(int number) noexcept {
         if (number == count()) return;
         ending = true;
         announce();
@@ -164,7 +168,10 @@ class Threads {
         others.clear();
         ending = false;
         const unsigned now = round;
-        for (int i = 1; i < number; i++) others.emplace_back([this, i, now] { work(i, now); });
+        try {
+            for (int i = 1; i < number; i++) others.emplace_back([this, i, now] { work(i, now); });
+        } catch (...) {
+        }
     }
 
     // Call job(thread, threads) in every thread, and wait for all.
@@ -227,7 +234,7 @@ template <int BITS> inline Vec widen(const int32_t *words, int j) {
     Ints bits;
     std::memcpy(&bits, words + j * BITS / 32 * LANES, sizeof bits);
     if constexpr (BITS == 8) return __builtin_convertvector((bits << (24 - 8 * j)) & int32_t(0xFF000000), Vec);
-    if constexpr (BITS == 16) bits = j % 2 ? bits & int32_t(0xFFFF0000) : bits << 16;  // bfloat16: a float32's upper half
+    if constexpr (BITS == 16) bits = j % 2 ? bits & int32_t(0xFFFF0000) : bits << 16;  // a float32's upper half
     Vec x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
@@ -267,9 +274,9 @@ int32_t to_bfloat16(float x) {
     return int32_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
 }
 
-// A large page of memory: with them, reading large matrices is a fifth faster.
-constexpr int64_t PAGE = 1 << 21;
-constexpr std::align_val_t ALIGNED{PAGE};
+// With large pages of memory, large matrices are read a tenth to a third faster.
+constexpr int64_t LARGE_PAGE = 1 << 21;
+constexpr std::align_val_t ALIGNED{LARGE_PAGE};
 
 class Matrix {
   public:
@@ -281,7 +288,7 @@ class Matrix {
         const int64_t number = panels * in * size;
         words.reset(static_cast<int32_t *>(operator new[](number * 4, ALIGNED)));
 #ifdef __linux__
-        if (number * 4 >= PAGE) madvise(words.get(), number * 4 / PAGE * PAGE, MADV_HUGEPAGE);
+        if (number * 4 >= LARGE_PAGE) madvise(words.get(), number * 4 / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
 #endif
         std::fill_n(words.get(), number, 0);
         scale.assign(panels * PANEL, 1), bias.assign(panels * PANEL, 0);
@@ -338,7 +345,10 @@ class Matrix {
     void pack_output(const float *weights, int64_t o) {
         float most = 0;
         bool sound = true;
-        for (int64_t i = 0; i < in; i++) most = std::max(most, std::fabs(weights[i])), sound &= std::isfinite(weights[i]);
+        for (int64_t i = 0; i < in; i++) {
+            most = std::max(most, std::fabs(weights[i]));
+            sound &= std::isfinite(weights[i]);
+        }
         const float step = most / 127;
         if (bits == 8) scale[o] = sound ? std::ldexp(step, -24) : std::numeric_limits<float>::quiet_NaN();
         const int64_t j = o % PANEL / LANES, share = 32 / bits;  // vector, and how many outputs share a word
@@ -351,8 +361,8 @@ class Matrix {
     }
 
     void expand(const int32_t *from, float *to) const {
-        for (int j = 0; j < VECS; j++)
-            store(to + j * LANES, bits == 32 ? widen<32>(from, j) : bits == 16 ? widen<16>(from, j) : widen<8>(from, j));
+        for (int j = 0; j < VECS; j++, to += LANES)
+            store(to, bits == 32 ? widen<32>(from, j) : bits == 16 ? widen<16>(from, j) : widen<8>(from, j));
     }
 
     template <int PANELS> void times_row(int64_t panel, const float *x, float *y) const {
@@ -489,7 +499,8 @@ void attend(const float *q, const float *k, const float *v, const float *sinks, 
         for (int64_t h = 0; h < heads; h++)
             score(q + h * D, k + begin * D, std::min(BLOCK, used - begin), D, scores + h * used + begin);
     std::fill(y, y + heads * D, 0.0f);
-    for (int64_t h = 0; h < heads; h++) whole[h] = weigh(scores + h * used, used, sinks != nullptr ? sinks + h : nullptr);
+    for (int64_t h = 0; h < heads; h++)
+        whole[h] = weigh(scores + h * used, used, sinks != nullptr ? sinks + h : nullptr);
     for (int64_t begin = 0; begin < used; begin += BLOCK)
         for (int64_t h = 0; h < heads; h++)
             add_values(v + begin * D, D, scores + h * used + begin, std::min(BLOCK, used - begin), y + h * D);
@@ -505,7 +516,7 @@ struct Drawing {  // memory for one draw
 };
 
 // What Sampling.choose does with the same number of noise: the token, or -1 if the logits are not numbers.
-int64_t draw(const float *logits, int64_t V, const Row &row, double noise, Drawing &memory, double &logprob) {
+int64_t draw(const float *logits, int64_t V, const Row &row, const double *noise, Drawing &memory, double &logprob) {
     double highest = -std::numeric_limits<double>::infinity(), total = 0;
     for (int64_t i = 0; i < V; i++) highest = std::max<double>(highest, logits[i]);
     for (int64_t i = 0; i < V; i++) total += std::exp(logits[i] - highest);
@@ -524,9 +535,10 @@ int64_t draw(const float *logits, int64_t V, const Row &row, double noise, Drawi
     }
     for (int64_t i = 0; i < V; i++) p[i] /= row.temperature;
     if (row.top_k > 0 && row.top_k < V) {
-        std::copy(p, p + V, memory.others.begin());
-        std::nth_element(memory.others.begin(), memory.others.begin() + row.top_k - 1, memory.others.end(), std::greater<>());
-        const double least = memory.others[row.top_k - 1];
+        double *others = memory.others.data();
+        std::copy(p, p + V, others);
+        std::nth_element(others, others + row.top_k - 1, others + V, std::greater<>());
+        const double least = others[row.top_k - 1];
         for (int64_t i = 0; i < V; i++)
             if (p[i] < least) p[i] = -std::numeric_limits<double>::infinity();
     }
@@ -534,8 +546,8 @@ int64_t draw(const float *logits, int64_t V, const Row &row, double noise, Drawi
     for (int64_t i = 0; i < V; i++) total += p[i] = std::exp(p[i] - highest);
     for (int64_t i = 0; i < V; i++) p[i] /= total;
     if (row.top_p < 1) {
-        for (int64_t i = 0; i < V; i++) memory.order[i] = i;
-        std::sort(memory.order.begin(), memory.order.end(), [p](int64_t a, int64_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; });
+        std::iota(memory.order.begin(), memory.order.end(), 0);
+        std::sort(memory.order.begin(), memory.order.end(), [p](int64_t a, int64_t b) { return p[a] > p[b]; });
         double before = 0;
         for (int64_t i : memory.order) {
             const double own = p[i];
@@ -546,7 +558,7 @@ int64_t draw(const float *logits, int64_t V, const Row &row, double noise, Drawi
     const double floor = row.min_p * p[likeliest()];
     total = 0;
     for (int64_t i = 0; i < V; i++) total += p[i] = p[i] < floor ? 0 : p[i];
-    const double threshold = noise * total;
+    const double threshold = *noise * total;
     int64_t chosen = 0;
     double so_far = 0;
     for (int64_t i = 0; i < V && so_far <= threshold; i++)
@@ -569,10 +581,10 @@ struct Step {
     Threads threads;
     std::vector<Block> blocks;
     Matrix unembed;
-    std::vector<float> x, h, qkv, y, hidden, cosines, sines;      // each of all rows
-    std::vector<std::vector<int32_t>> expanded;  // of a thread
+    std::vector<float> x, h, qkv, y, hidden, cosines, sines;  // of all rows
+    std::vector<std::vector<int32_t>> expanded;               // this and the next two: of each thread
     std::vector<std::vector<float>> scores;
-    std::vector<Drawing> drawings;                                 // of a thread, too
+    std::vector<Drawing> drawings;
     std::vector<double> frequencies;
 
     explicit Step(const Model &given) : model(given), blocks(given.num_layers) {
@@ -590,7 +602,8 @@ struct Step {
             projected = std::max(projected, block.layer.query_key_value.out);
         }
         unembed.pack(m.unembed, m.bits, threads);
-        for (int64_t i = 0; i < m.rotary_dim; i += 2) frequencies.push_back(std::pow(m.theta, -double(i) / double(m.rotary_dim)));
+        for (int64_t i = 0; i < m.rotary_dim; i += 2)
+            frequencies.push_back(std::pow(m.theta, -double(i) / double(m.rotary_dim)));
         x.resize(m.rows * m.width), h.resize(m.rows * m.width), y.resize(m.rows * m.width);
         qkv.resize(m.rows * projected), hidden.resize(m.rows * m.hidden);
         cosines.resize(m.rows * m.rotary_dim / 2), sines.resize(m.rows * m.rotary_dim / 2);
@@ -617,12 +630,15 @@ struct Step {
         }
         for (Block &block : blocks) {
             const Layer &layer = block.layer;
+            const int64_t projected = block.query_key_value.out;
             norm(layer.attention_norm, layer.attention_norm_bias, B);
             product(block.query_key_value, h.data(), B, [&](int64_t b, int64_t first, int64_t n, const float *values) {
-                std::copy(values, values + n, &qkv[b * block.query_key_value.out + first]);
+                std::copy(values, values + n, &qkv[b * projected + first]);
             });
-            for (int64_t b = 0; b < B; b++) remember(layer, block.query_key_value.out, rows[b], b);
-            threads.each([&](int thread, int count) { attend_share(layer, block.query_key_value.out, rows, Share(B * m.heads, thread, count), scores[thread].data()); });
+            for (int64_t b = 0; b < B; b++) remember(layer, rows[b], &qkv[b * projected], b);
+            threads.each([&](int thread, int count) {
+                attend_share(layer, projected, rows, Share(B * m.heads, thread, count), scores[thread].data());
+            });
             const auto add = [&](int64_t b, int64_t first, int64_t n, const float *values) {
                 for (int64_t i = 0; i < n; i++) x[b * C + first + i] += values[i];
             };
@@ -646,8 +662,8 @@ struct Step {
         threads.each([&](int thread, int count) {
             for (Share share(B, thread, count); share.first < share.last; share.first++) {
                 const int64_t b = share.first;
-                const double noise = rows[b].noise != nullptr ? rows[b].noise[t] : 0;
-                ids[b] = draw(logits + b * model.vocabulary, model.vocabulary, rows[b], noise, drawings[thread], logprobs[b]);
+                const float *own = logits + b * model.vocabulary;
+                ids[b] = draw(own, model.vocabulary, rows[b], rows[b].noise + t, drawings[thread], logprobs[b]);
                 if (ids[b] < 0) bad = b;
             }
         });
@@ -656,7 +672,8 @@ struct Step {
 
   private:
     void norm(const float *weight, const float *bias, int64_t B) {
-        for (int64_t b = 0; b < B; b++) layer_norm(&x[b * model.width], weight, bias, model.width, model.epsilon, &h[b * model.width]);
+        const int64_t C = model.width;
+        for (int64_t b = 0; b < B; b++) layer_norm(&x[b * C], weight, bias, C, model.epsilon, &h[b * C]);
     }
 
     template <class Use> void product(const Matrix &matrix, const float *from, int64_t B, const Use &use) {
@@ -664,11 +681,11 @@ struct Step {
     }
 
     // Normalise and rotate a row's queries and keys, and write keys and values into its ring.
-    void remember(const Layer &layer, int64_t projected, const Row &row, int64_t b) {
+    void remember(const Layer &layer, const Row &row, float *own, int64_t b) {
         const int64_t H = model.heads, K = layer.kv_heads, D = model.head_dim, half = model.rotary_dim / 2;
-        float *own = &qkv[b * projected];
         for (int64_t head = 0; head < H + K; head++) {
-            if (layer.query_norm != nullptr) rms_norm(own + head * D, head < H ? layer.query_norm : layer.key_norm, D, model.epsilon);
+            const float *norm = head < H ? layer.query_norm : layer.key_norm;
+            if (norm != nullptr) rms_norm(own + head * D, norm, D, model.epsilon);
             if (layer.rotates) rotate(own + head * D, &cosines[b * half], &sines[b * half], half);
         }
         for (int64_t i = 0; i < H * D; i++) own[i] *= float(1 / std::sqrt(double(D)));
@@ -689,8 +706,9 @@ struct Step {
             const int64_t heads = std::min((kv + 1) * group - head, share.last - unit);
             const int64_t used = std::min(rows[b].position + 1, layer.slots);
             const int64_t ring = (rows[b].place * K + kv) * layer.slots * D;
-            attend(&qkv[b * projected + head * D], layer.k + ring, layer.v + ring, layer.sinks != nullptr ? layer.sinks + head : nullptr, heads, used,
-                   D, memory, &y[b * model.width + head * D]);
+            const float *sinks = layer.sinks != nullptr ? layer.sinks + head : nullptr;
+            float *q = &qkv[b * projected + head * D], *to = &y[b * model.width + head * D];
+            attend(q, layer.k + ring, layer.v + ring, sinks, heads, used, D, memory, to);
             unit += heads;
         }
     }

@@ -9,7 +9,6 @@ import ctypes
 import dataclasses
 import itertools
 import math
-import sys
 import time
 import weakref
 from collections import deque
@@ -24,7 +23,14 @@ from torch.utils.hooks import RemovableHandle
 from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling
 from gpt2lab.model import GPT2, KeyValueCache, MultiHeadAttention, TransformerBlock
-from gpt2lab.model.attention import built_in_mechanism
+from gpt2lab.model.attention import (
+    AttentionSinks,
+    GroupQueryAttention,
+    QueryKeyNorm,
+    ScaledDotProductAttention,
+    SlidingWindowAttention,
+    built_in_mechanism,
+)
 from gpt2lab.model.block import FeedForward
 from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.runs.settings import Weights
@@ -183,24 +189,27 @@ _ROW = np.dtype(
     ]
 )
 
-# Modules whose arithmetic native.cpp has; the mechanisms are those that a layer's switches ask for.
+# Modules whose arithmetic native.cpp has, and what it knows of mechanisms.
 _OURS = (GPT2, GPT2Embeddings, TransformerBlock, MultiHeadAttention, FeedForward)
 _TORCHS = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.ModuleList)
+_CHANGES: tuple[type, ...] = (GroupQueryAttention, SlidingWindowAttention, QueryKeyNorm, AttentionSinks)
+_CHANGES += (ScaledDotProductAttention, nn.Module, object)
 
 
 def unable(model: GPT2) -> str | None:
     """Why the native step cannot write with this model, or None."""
-    if sys.platform == "win32":
-        return "it has not been tried on Windows"
     if model.mechanism_class is not None:
         return f"the attention {model.mechanism_class.__name__} is not a built-in one, which only the eager step runs"
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
             kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
             return f"{name} is {kept}, and the native step takes float32 on the CPU: model.float().cpu()"
+    if model.config.activation not in _ACTIVATIONS:
+        return f"it has no activation {model.config.activation!r}"
     mechanisms = {built_in_mechanism(model.config, layer) for layer in range(model.config.num_layers)}
+    known = [one for one in mechanisms if {*one.__mro__[len(one.__bases__) > 1 :]} <= {*_CHANGES}]  # one, or several
     for name, module in model.named_modules():
-        if type(module) not in (*_OURS, *_TORCHS, *mechanisms):
+        if type(module) not in (*_OURS, *_TORCHS, *known):
             return f"{name or 'the model'} is a {type(module).__name__}, which only the eager step runs"
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{name or 'the model'} has a hook, which only the eager step calls"
