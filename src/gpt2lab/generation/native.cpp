@@ -226,8 +226,7 @@ struct Share {
 // lane in the four vectors, so that a shift brings all lanes of a vector to their places.
 constexpr int VECS = 4;
 constexpr int PANEL = VECS * LANES;
-constexpr int MOST_ROWS = LANES == 8 ? 5 : 6;  // which are multiplied at once, in 16 registers of 8 lanes, or in 32,
-constexpr int WIDE = LANES == 8 ? 2 : VECS;    // with so many vectors of a panel
+constexpr int MOST_ROWS = LANES == 8 ? 3 : 6;  // which are multiplied at once, in 16 registers (of 8 lanes) or 32
 
 // Vector j of the panel's outputs for one input; int8 comes times 2^24, which is cheaper than to shift it down again.
 template <int BITS> inline Vec widen(const int32_t *words, int j) {
@@ -240,31 +239,30 @@ template <int BITS> inline Vec widen(const int32_t *words, int j) {
     return x;
 }
 
-// The first SOME vectors of PANELS panels from `words` on, times ROWS vectors of `in` numbers from x on; y is (ROWS,
-// PANELS · PANEL).
-template <int BITS, int PANELS, int ROWS, int SOME = VECS>
+// PANELS panels from `words` on, times ROWS vectors of `in` numbers from x on; y is (ROWS, PANELS · PANEL).
+template <int BITS, int PANELS, int ROWS>
 void multiply(const int32_t *words, int64_t in, const float *x, int64_t stride, float *y) {
     constexpr int64_t SIZE = BITS * PANEL / 32;  // words of an input
-    Vec sums[PANELS][ROWS][SOME] = {};
+    Vec sums[PANELS][ROWS][VECS] = {};
     for (int64_t i = 0; i < in; i++)
 #pragma GCC unroll 2
         for (int p = 0; p < PANELS; p++)
 #pragma GCC unroll 4
-            for (int j = 0; j < SOME; j++) {
+            for (int j = 0; j < VECS; j++) {
                 const Vec column = widen<BITS>(words + (p * in + i) * SIZE, j);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; r++) sums[p][r][j] += column * x[r * stride + i];
             }
     for (int r = 0; r < ROWS; r++)
         for (int p = 0; p < PANELS; p++)
-            for (int j = 0; j < SOME; j++) store(y + (r * PANELS + p) * PANEL + j * LANES, sums[p][r][j]);
+            for (int j = 0; j < VECS; j++) store(y + (r * PANELS + p) * PANEL + j * LANES, sums[p][r][j]);
 }
 
 template <int ROWS = MOST_ROWS>
 void multiply_rows(int64_t rows, const int32_t *words, int64_t in, const float *x, int64_t stride, float *y) {
     if constexpr (ROWS > 1)
         if (rows < ROWS) return multiply_rows<ROWS - 1>(rows, words, in, x, stride, y);
-    for (int j = 0; j < VECS; j += WIDE) multiply<32, 1, ROWS, WIDE>(words + j * LANES, in, x, stride, y + j * LANES);
+    multiply<32, 1, ROWS>(words, in, x, stride, y);
 }
 
 int32_t to_bfloat16(float x) {
@@ -677,7 +675,9 @@ struct Step {
     }
 
     template <class Use> void product(const Matrix &matrix, const float *from, int64_t B, const Use &use) {
-        threads.each([&](int thread, int count) { matrix.times(from, B, thread, count, expanded[thread].data(), use); });
+        threads.each([&](int thread, int count) {
+            matrix.times(from, B, thread, count, expanded[thread].data(), use);
+        });
     }
 
     // Normalise and rotate a row's queries and keys, and write keys and values into its ring.
