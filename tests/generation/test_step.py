@@ -1,6 +1,7 @@
 """The native step computes what the model does, for every switch, and draws what Sampling draws."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -165,6 +166,24 @@ def test_logits_that_are_not_numbers_are_told(name: str, weights: Weights, way: 
     with pytest.raises(InputError, match="the model's logits are not numbers"):
         engine.step()
     assert engine.rows == []
+
+
+def test_a_row_that_ended_in_numbers_that_are_none_is_clean_for_the_next_text() -> None:
+    model = randomised(GPT2(*SIZES), dtype=torch.float32)
+    sound = copy.deepcopy(model.state_dict())
+    engine = Engine(model, 2, step="native")
+    with torch.no_grad():
+        model.blocks[0].attention.query_key_value.bias.fill_(math.nan)
+    engine.add([0], max_tokens=3)
+    engine.add([1], max_tokens=3)
+    with pytest.raises(InputError):
+        engine.step()
+    model.load_state_dict(sound)
+    expected = Engine(model, 2, step="eager")
+    for each in (engine, expected):
+        each.add([1, 2, 3, 4, 5], Sampling(seed=1), max_tokens=4)
+        each.add([6, 7], Sampling(seed=2), max_tokens=4)
+    assert [token.id for token in finish(engine)] == [token.id for token in finish(expected)]
 
 
 def small(**switches: Any) -> GPT2:

@@ -331,6 +331,7 @@ class NativeStep:
             row["top_k"], row["temperature"] = way.top_k or 0, greedy
             row["top_p"] = 1 if way.top_p is None else way.top_p
             row["min_p"], row["penalty"], row["seen"] = way.min_p or 0, way.repetition_penalty, penalised
+        self._lengths[rows["place"]] += 1  # before anything is written, so that clearing finds what there is
         self._use_threads(rows)
         n = max(1, min(most, int(_LONGEST_CALL / self._seconds)))
         noise = torch.zeros(len(texts), n, dtype=torch.float64)
@@ -338,10 +339,10 @@ class NativeStep:
             if not text.way.greedy:  # the very numbers that the eager step would draw, one after the other
                 torch.rand(n, generator=text.generator, dtype=torch.float64, out=numbers)
         rows["noise"] = noise.data_ptr() + noise.element_size() * n * np.arange(len(texts), dtype=np.uint64)
+        self._lengths[rows["place"]] += n - 1
         started = time.perf_counter()
         ids, logprobs = self._call(rows, n)
         self._seconds = (time.perf_counter() - started) / n
-        self._lengths[rows["place"]] += n
         for layer in self._cache.layers:
             layer.read_in.add(torch.float32)
         return [list(zip(*drawn, strict=True)) for drawn in zip(ids.T.tolist(), logprobs.T.tolist(), strict=True)]
