@@ -9,21 +9,15 @@ import pytest
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation import library
+from tests.warm import warm_python
 
 ROOT = Path(__file__).parents[2]
-WRITE = """
-import sys, warnings, torch, gpt2lab
-warnings.showwarning = lambda message, *_: print("note:", message, file=sys.stderr)
-model = gpt2lab.GPT2(11, 12, 16, 4, 20, 2, position="rope", window=4, seed=0)
-print(gpt2lab.generate(model, torch.tensor([[1, 2]]), 30, step=sys.argv[1]).tolist())
-"""
 
 
 def write(step: str = "auto", **environment: str) -> tuple[str, list[str]]:
     """What a process of its own writes, and the notes that it makes."""
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE, step], env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    command = [warm_python(), Path(__file__).with_name("writing.py"), step]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     lines = done.stderr.strip().splitlines()
     return done.stdout or lines[-1], [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
 
