@@ -170,9 +170,9 @@ class Engine:
             room = [text.left for text in ready]
             room += [self._context + 1 - len(text.history) for text in ready if self._context is not None]
             drawn.update(zip(ready, native.write(ready, 1 if others else min(most, *room)), strict=True))
-        tokens = []
+        tokens, in_order = [], sorted(self._texts, key=lambda text: text.row)
         for time in range(max(map(len, drawn.values()))):
-            for text in sorted(self._texts, key=lambda text: text.row):
+            for text in in_order:
                 if text.finished is None:
                     id_, logprob = drawn[text][time]
                     tokens.append(Token(text.row, id_, logprob, text.write(id_)))
