@@ -272,7 +272,7 @@ int32_t to_bfloat16(float x) {
     return int32_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);  // to the nearest, ties to even
 }
 
-// With large pages of memory, large matrices are read a tenth to a third faster.
+// With large pages of memory, large matrices were read 6 to 40 % faster.
 constexpr int64_t LARGE_PAGE = 1 << 21;
 constexpr std::align_val_t ALIGNED{LARGE_PAGE};
 
