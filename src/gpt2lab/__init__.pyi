@@ -15,6 +15,8 @@ from .generation import Sampling as Sampling
 from .generation import sample as sample
 from .generation import stream as stream
 from .generation.runs import generate as generate
+from .interchange.pretrained import from_pretrained as from_pretrained
+from .interchange.pretrained import import_model as import_model
 from .model import GPT2 as GPT2
 from .model import AttentionSinks as AttentionSinks
 from .model import Cached as Cached

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,36 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, force: bool = False) -> Iterator[Path]:
+    """A folder to write into, whose files take their place in another one when all are written; after an error it is
+    gone, and nothing was written.
+
+    Args:
+        folder: where the files are to be; made if need be.
+        force: whether it may hold something already. Files of the same names are replaced, and the others stay.
+
+    Raises:
+        InputError: it holds something, or is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds something already; choose another --out, or write over it with --force")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = unfinished(folder)
+    try:
+        temporary.mkdir()
+        yield temporary
+        if folder.is_dir() and any(folder.iterdir()):
+            for path in sorted(temporary.iterdir()):
+                path.replace(folder / path.name)
+        else:
+            temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: Path, unchanged: float = 0.0) -> None:

