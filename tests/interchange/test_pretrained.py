@@ -195,6 +195,17 @@ def test_weights_of_mingpt_are_gpt2_untied(tmp_path: Path) -> None:
         assert_same_logits(gpt2lab.from_pretrained(tmp_path), theirs)
 
 
+@pytest.fixture(scope="module")
+def letters() -> BPETokenizer:
+    return BPETokenizer.train(["the king and the queen and the night " * 9], 300)
+
+
+def save_gpt2(folder: Path, vocab_size: int) -> PreTrainedModel:
+    theirs = drawn(gpt2(vocab_size=vocab_size))
+    theirs.save_pretrained(folder)
+    return theirs
+
+
 # The hub
 
 
@@ -209,12 +220,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         files = [path.name for path in self.folder.iterdir()]
         name = self.path.rpartition("/")[2]
-        if self.path.startswith("/api/models/someone/tiny"):
-            content = json.dumps({
-                "_id": "1", "id": "someone/tiny", "sha": "0" * 40, "private": False, "downloads": 0, "tags": [],
-                "likes": 0,
-                "siblings": [{"rfilename": file} for file in files],
-            }).encode()  # fmt: skip
+        if self.path.startswith("/api/models/someone/tiny/tree/"):
+            about = {"type": "file", "oid": "0" * 40}
+            sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+            content = json.dumps([{**about, "path": file, "size": size} for file, size in sizes.items()]).encode()
+        elif self.path.startswith("/api/models/someone/tiny"):
+            about = {"_id": "1", "id": "someone/tiny", "sha": "0" * 40, "private": False, "downloads": 0, "likes": 0}
+            content = json.dumps({**about, "tags": [], "siblings": [{"rfilename": file} for file in files]}).encode()
         elif self.path.startswith("/someone/tiny/resolve/") and name in files:
             content = (self.folder / name).read_bytes()
         else:
@@ -236,10 +248,10 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
+def hub(tmp_path: Path, letters: BPETokenizer) -> Iterator[str]:
     """Address of a hub that has one model, someone/tiny."""
-    theirs = drawn(gpt2())
-    theirs.save_pretrained(tmp_path / "hub")
+    save_gpt2(tmp_path / "hub", letters.vocab_size)
+    letters.save(tmp_path / "hub" / "tokenizer.json")
     Hub.folder = tmp_path / "hub"
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -250,30 +262,22 @@ def hub(tmp_path: Path) -> Iterator[str]:
 def test_a_model_of_the_hub_is_downloaded_once(tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    done = program("import", "someone/tiny", "--out", tmp_path / "run", "--tokenizer", "gpt2")
-    assert_one_sentence(done, "the tokenizer has 50,257 ids", "someone/tiny has 23")
-    done = program("import", "someone/else", "--out", tmp_path / "run")
-    assert_one_sentence(done, "the hub has no model of that name")
+    done = program("import", "someone/tiny", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "Fetching" in done.err  # progress
+    done = program("import", "someone/else", "--out", tmp_path / "other")
+    assert_one_sentence(done, "no folder someone/else here", "the hub has no model of that name")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
-    done = program("import", "someone/tiny", "--out", tmp_path / "run", "--tokenizer", "gpt2")
-    assert_one_sentence(done, "someone/tiny has 23")
-    done = program("import", "someone/other", "--out", tmp_path / "run")
+    done = program("import", "someone/tiny", "--out", tmp_path / "again")
+    assert done.code == 0, done.err
+    first, again = (gpt2lab.load(tmp_path / name)[0].weights() for name in ("run", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    done = program("import", "someone/other", "--out", tmp_path / "other")
     assert_one_sentence(done, "the Hugging Face hub cannot be reached", "give the path of a folder")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "other").exists()
 
 
 # Tokenizers, and the command
-
-
-@pytest.fixture(scope="module")
-def letters() -> BPETokenizer:
-    return BPETokenizer.train(["the king and the queen and the night " * 9], 300)
-
-
-def save_gpt2(folder: Path, vocab_size: int) -> PreTrainedModel:
-    theirs = drawn(gpt2(vocab_size=vocab_size))
-    theirs.save_pretrained(folder)
-    return theirs
 
 
 def test_what_was_imported_is_a_run_like_others(

@@ -14,6 +14,7 @@ from gpt2lab.data import TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
 from gpt2lab.evaluation.evaluate import Evaluation, evaluate
 from gpt2lab.generation import Sampling, generate
+from gpt2lab.generation.engine import common_step
 from gpt2lab.generation.generate import begin
 from gpt2lab.generation.settings import Step
 from gpt2lab.hardware import synchronise
@@ -70,7 +71,8 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
             raise
         by_distance = None
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
-        sample = generate(model, first, 300, step="eager", temperature=0.8, seed=seed)[0]
+        step = common_step([model], compiling=False)
+        sample = generate(model, first, 300, step=step, temperature=0.8, seed=seed)[0]
     return Measurements(
         parameters=model.num_parameters(),
         flops_per_token=model.flops_per_token(),

@@ -245,10 +245,14 @@ def check_step(model: GPT2, step: Step, weights: Weights | None) -> None:
         raise InputError(f"{what}: {reason}")
 
 
-def common_step(models: Iterable[GPT2]) -> Step:
-    """The fastest step in which all of these models can write; it is compiled first if need be."""
+def common_step(models: Iterable[GPT2], compiling: bool = True) -> Step:
+    """The fastest step in which all of these models can write.
+
+    Args:
+        models: they.
+        compiling: whether the native step may be compiled for it, which takes seconds; else it counts if it is there.
+    """
     with suppress(InputError):
-        if not any(map(unable, models)):
-            library.library().wait()
+        if not any(map(unable, models)) and (library.library().wait() if compiling else library.library().there()):
             return "native"
     return "eager"

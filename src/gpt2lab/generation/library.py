@@ -120,8 +120,7 @@ class Library:
         """
         if self._loaded is None and self._failed is None and not (self._building and self._building.is_alive()):
             try:
-                self._loaded = read(self.folder)
-                if self._loaded is None:
+                if self.there() is None:
                     self._begin()
             except InputError as error:
                 self._failed = str(error)
@@ -135,13 +134,20 @@ class Library:
         Raises:
             InputError: it cannot be had here.
         """
-        if self._loaded is None:
-            self._loaded = read(self.folder)
-        if self._loaded is None:
+        if self.there() is None:
             build(self.folder)
-            self._loaded = read(self.folder)
-        if self._loaded is None:
+        if (loaded := self.there()) is None:
             raise InputError(f"the library in {self.folder} cannot be loaded")
+        return loaded
+
+    def there(self) -> ctypes.CDLL | None:
+        """The library, if it was built before.
+
+        Raises:
+            InputError: it cannot be used here, or others can write to it.
+        """
+        if self._loaded is None:
+            self._loaded = read(self.folder)
         return self._loaded
 
     def _begin(self) -> None:

@@ -31,6 +31,7 @@ from gpt2lab.data.text import Text
 from gpt2lab.errors import InputError, TrainingError, tell
 from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
+from gpt2lab.generation.engine import common_step
 from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2
 from gpt2lab.model.attention import Mechanism
@@ -346,7 +347,8 @@ def _samples(trainer: Trainer, tokenizer: Tokenizer) -> str:
     """Some text; every process has to take part."""
     first, _ = trainer.train_dataset[0]
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
-        ids = generate(trainer.model, first[None, :1], 500, step="eager", temperature=0.8, seed=0)
+        step = common_step([trainer.model], compiling=False)
+        ids = generate(trainer.model, first[None, :1], 500, step=step, temperature=0.8, seed=0)
     return tokenizer.decode(ids[0].tolist())
 
 
