@@ -15,6 +15,7 @@ from .generation import Sampling as Sampling
 from .generation import sample as sample
 from .generation import stream as stream
 from .generation.runs import generate as generate
+from .interchange.export import export as export
 from .interchange.pretrained import from_pretrained as from_pretrained
 from .interchange.pretrained import import_model as import_model
 from .model import GPT2 as GPT2

@@ -14,7 +14,19 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
-for name in ("train", "evaluate", "generate", "compare", "report", "judge", "plan", "runs", "speedrun", "demo"):
+for name in (
+    "train",
+    "evaluate",
+    "generate",
+    "compare",
+    "report",
+    "judge",
+    "plan",
+    "runs",
+    "speedrun",
+    "demo",
+    "export",
+):
     app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
 app.command("gpt2lab.cli.import_:import_", name="import")
 app.register_install_completion_command(help="Let the Tab key complete commands and options, in this shell.")

@@ -1,9 +1,14 @@
 """Options of ``gpt2lab import`` and ``gpt2lab export``."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gpt2lab.config import Activation
 from gpt2lab.options import check, option
+from gpt2lab.runs.settings import WhichModel
+
+Format = Literal["hf", "gguf", "onnx"]
+Stored = Literal["f32", "f16", "q8_0"]
 
 
 @dataclass(frozen=True)
@@ -29,3 +34,23 @@ class ImportSettings(SourceSettings):
         None, '"gpt2", or the path of a tokenizer.json, if the source has none.', default="the source's"
     )
     force: bool = option(False, "write into a folder that holds something already.")
+
+
+@dataclass(frozen=True)
+class ExportSettings(WhichModel):
+    """How a model is exported."""
+
+    format: Format = option(
+        "hf",
+        '"hf": a folder of Transformers, which vLLM reads, too; "gguf": a file of llama.cpp; "onnx": a folder of ONNX '
+        "Runtime.",
+    )
+    dtype: Stored | None = option(
+        None, 'how "gguf" stores the matrices: "f32", "f16" or "q8_0" (8 bits).', default="f32"
+    )
+    cap_context: bool = option(
+        False,
+        'write "gguf" of a model with a window, which llama.cpp does not know, with a context of one window: within it '
+        "every token sees all.",
+    )
+    force: bool = option(False, "write into a folder that holds something already, or over a file.")

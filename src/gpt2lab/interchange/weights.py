@@ -26,7 +26,7 @@ def model_of(config: GPT2Config, weights: Mapping[str, Tensor]) -> GPT2:
     return model.eval()
 
 
-def _places(config: GPT2Config, family: Family) -> Iterator[tuple[str, torch.Size, str, int, list[str]]]:
+def _places(config: GPT2Config, family: Family | type[Family]) -> Iterator[tuple[str, torch.Size, str, int, list[str]]]:
     """For each of our weights: name, shape, module ("{}" for the layer), layer, and their names of its parts."""
     for name, parameter in empty_model(config).named_parameters():
         module, _, kind = name.rpartition(".")
@@ -44,7 +44,7 @@ def _outputs(config: GPT2Config, shape: torch.Size, parts: int) -> list[int]:
     return [shape[0]] if parts == 1 else [config.embed_dim, keys, keys]
 
 
-def is_turned(family: Family, name: str) -> bool:
+def is_turned(family: Family | type[Family], name: str) -> bool:
     """Whether that weight of ours is a matrix that the class has the other way round."""
     return family.transposed and name.startswith("blocks.") and name.endswith(".weight") and "norm" not in name
 
@@ -88,7 +88,7 @@ def ours_from(family: Family, config: GPT2Config, tensors: dict[str, Tensor]) ->
     return found
 
 
-def theirs_from(family: Family, config: GPT2Config, weights: Mapping[str, Tensor]) -> Weights:
+def theirs_from(family: type[Family], config: GPT2Config, weights: Mapping[str, Tensor]) -> Weights:
     """Their weights, made of ours; the inverse of :func:`ours_from` for the families that we write."""
     found: Weights = {}
     for name, shape, _, _, names in _places(config, family):
@@ -105,7 +105,7 @@ def spelled_out(config: GPT2Config, weights: Mapping[str, Tensor], wanted: GPT2C
         config: of the first model.
         weights: its weights.
         wanted: the same configuration but for: a key/value head for each query head (they are repeated); learned
-            positions where there were none, and biases (they are zero); more ids (whose rows are zero).
+            positions where there were none, and biases (they are zero); more ids (which are never written).
     """
     found: Weights = {}
     groups = config.num_heads // config.kv_heads
@@ -118,11 +118,25 @@ def spelled_out(config: GPT2Config, weights: Mapping[str, Tensor], wanted: GPT2C
             heads = [one.view(config.kv_heads, config.head_dim, *one.shape[1:]) for one in kv]  # (K, D, …)
             found[name] = torch.cat((q, *(one.repeat_interleave(groups, 0).flatten(0, 1) for one in heads)))
         elif parameter.shape[0] > (rows := len(weights[name])):
-            more = weights[name].new_zeros(parameter.shape[0] - rows, *parameter.shape[1:])
+            more = never_written(weights).expand(parameter.shape[0] - rows, -1)
             found[name] = torch.cat((weights[name], more))
         else:
             found[name] = weights[name]
     return found
+
+
+def never_written(weights: Mapping[str, Tensor]) -> Tensor:
+    """A row (1, C) of the output layer that makes a logit of about -100 out of every hidden state.
+
+    A LayerNorm's normalised values n add up to 0, so that against its output n · scale + bias the row α / scale has
+    the product α · Σ bias / scale, whatever n is. Where that has no answer (no bias, or one that cancels out), the row
+    is zero, which is a logit of 0.
+    """
+    scale, bias = weights["final_norm.weight"].double(), weights.get("final_norm.bias")
+    total = 0.0 if bias is None else (bias.double() / scale).sum().item()
+    if not 1e-2 < abs(total) < 1e6:  # a scale of 0 makes it infinite
+        return torch.zeros(1, len(scale), dtype=weights["final_norm.weight"].dtype)
+    return (-100 / total / scale)[None].to(weights["final_norm.weight"].dtype)
 
 
 def shortened(config: GPT2Config, weights: Mapping[str, Tensor], wanted: GPT2Config) -> Weights | None:

@@ -322,8 +322,8 @@ class StartSettings:
 
 
 @dataclass(frozen=True)
-class LoadSettings:
-    """Which model of a run is loaded, and where."""
+class WhichModel:
+    """Which model of a run is meant."""
 
     checkpoint: Which = option("best", '"best" (lowest validation loss) or "last".')
     attention: str | type | None = option(
@@ -331,6 +331,15 @@ class LoadSettings:
         'your own mechanism, for a run that was trained with it: "file.py:ClassName" (in Python the class itself).',
         spell=spell_attention,
     )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class LoadSettings(WhichModel):
+    """Which model of a run is loaded, and where."""
+
     device: str = option("auto", '"auto", "cpu", "cuda" or "mps".')
     weights: Weights | None = option(
         None,
@@ -338,9 +347,6 @@ class LoadSettings:
         "each output. A large model is written faster so, and a little worse: evaluate --weights tells by how much.",
         default="as they are",
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""``gpt2lab export``: a model for other engines, checked with the engine that reads it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2lab.data import Tokenizer, load_tokenizer
+from gpt2lab.errors import InputError
+from gpt2lab.files import new_folder
+from gpt2lab.interchange import card, huggingface
+from gpt2lab.interchange.agreement import Agreement
+from gpt2lab.interchange.settings import ExportSettings, Format, Stored
+from gpt2lab.model import GPT2
+from gpt2lab.model.saving import TOKENIZER
+from gpt2lab.options import given_options
+from gpt2lab.runs.folder import WEIGHTS, find_checkpoint
+from gpt2lab.runs.mechanisms import load_attention
+from gpt2lab.runs.settings import Which
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the folder or file.
+        kind: the class or architecture that computes the model there.
+        agreement: how closely the engine that reads it computes the same.
+    """
+
+    path: Path
+    kind: str
+    agreement: Agreement
+
+    def __str__(self) -> str:
+        found = self.agreement
+        return (
+            f"{self.path}: {self.kind}\n{found.engine} has read it: its log-probabilities differ by at most "
+            f"{found.difference:.1g} nats, and {found.tokens} tokens of its greedy text are ours"
+        )
+
+
+def export(
+    run_or_model: str | Path | GPT2,
+    format: Format,
+    out: str | Path,
+    *,
+    dtype: Stored | None = None,
+    cap_context: bool = False,
+    checkpoint: Which = "best",
+    attention: str | type | None = None,
+    tokenizer: Tokenizer | None = None,
+    force: bool = False,
+) -> Exported:
+    """Write a model for another engine, read it with that engine, and compare; only then is it there.
+
+    Args:
+        run_or_model: run folder, a folder of ``model.save``, or a model.
+        format: see :class:`gpt2lab.interchange.settings.ExportSettings`, which has the further options, too.
+        out: folder or file.
+        dtype, cap_context, checkpoint, attention, force: see there.
+        tokenizer: of a model that is given as such; a folder has its own.
+
+    Raises:
+        InputError: no such run; the engine cannot express the model, is not installed, or computes something else; or
+            there is something already. Then nothing was written.
+
+    Examples:
+        >>> gpt2lab.export("runs/novel", "hf", "novel-hf")  # doctest: +SKIP
+    """
+    given = {"format": format, "dtype": dtype, "cap_context": cap_context, "checkpoint": checkpoint, "force": force}
+    asked = ExportSettings(**given_options((ExportSettings,), given), attention=attention)
+    if asked.dtype is not None and asked.format != "gguf":
+        raise InputError(f"--dtype is an option of --format gguf; {asked.format} has the precision of the model")
+    if asked.cap_context and asked.format != "gguf":
+        raise InputError("--cap-context is an option of --format gguf; the other formats know windows")
+    out = Path(out)
+    run = None
+    with new_folder(out, force) as folder:
+        if isinstance(run_or_model, GPT2):
+            model = run_or_model
+        else:
+            run = Path(run_or_model)
+            own = find_checkpoint(run, asked.checkpoint, WEIGHTS)
+            model = GPT2.load(own, attention=load_attention(asked.attention))
+            tokenizer = load_tokenizer(run / TOKENIZER) if (run / TOKENIZER).exists() else None
+        _check_fit(model, tokenizer)
+        with model.evaluating():
+            kind = huggingface.write(model, tokenizer, folder)
+            agreement = huggingface.check(model, folder)
+        found = None if run is None else card.measured(run, asked.checkpoint, asked.attention)
+        (folder / "README.md").write_text(card.model_card(model, kind, found), encoding="utf-8")
+    return Exported(out, kind, agreement)
+
+
+def _check_fit(model: GPT2, tokenizer: Tokenizer | None) -> None:
+    """Refuse a tokenizer that is another model's; one of bare characters has <|endoftext|> beyond the model's ids."""
+    V = model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size not in (V, V + (tokenizer.end_of_text == V)):
+        raise InputError(f"the tokenizer has {tokenizer.vocab_size:,} ids, and the model {V:,}; give the right one")
