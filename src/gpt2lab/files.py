@@ -68,6 +68,31 @@ def new_folder(folder: Path, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_file(path: Path, force: bool = False) -> Iterator[Path]:
+    """A path to write to, which takes the name of another one when it is written; after an error it is gone.
+
+    Args:
+        path: where the file is to be; its folder is made if need be.
+        force: whether there may be a file already.
+
+    Raises:
+        InputError: there is one, or a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; choose the name of a file as --out")
+    if path.exists() and not force:
+        raise InputError(f"{path} is there already; choose another --out, or write over it with --force")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = unfinished(path)
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sweep(folder: Path, unchanged: float = 0.0) -> None:
     """Delete what writing left in a folder when it was killed.
 

@@ -24,7 +24,7 @@ V, CONTEXT, C, H, F, LAYERS = 23, 13, 24, 4, 40, 2
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 NO_IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 import gpt2lab
 from gpt2lab import GPT2, CharTokenizer, InputError
 from gpt2lab.data.tokenizers import BPETokenizer
-from tests.cli.conftest import Command, assert_one_sentence, command, program
+from tests.cli.conftest import Command, assert_one_sentence, program
 from tests.interchange.made import (
     CONTEXT,
     NO_DROPOUT,
@@ -35,8 +35,6 @@ from tests.interchange.made import (
     save_weights,
     starcoder2,
 )
-
-__all__ = ["command"]
 
 MAKERS: dict[str, Callable[..., PreTrainedModel]] = {"gpt2": gpt2, "gpt_bigcode": bigcode, "starcoder2": starcoder2}
 

@@ -39,6 +39,7 @@ PROBE = f"Tête-à-tête, e\u0301te\u0301:  2\t½ \r\n\n  \U0001f468\u200d\U0001
 _PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 _BYTES = {0x100 + place: byte for place, byte in enumerate(sorted({*range(0x100)} - _PRINTABLE))}
 _BYTE_LETTERS = frozenset(map(chr, {*_PRINTABLE, *_BYTES}))
+_LETTERS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(place) for place, byte in _BYTES.items()}
 _CONTINUATIONS = bytes(range(0x80, 0xC0))  # the bytes of a character after its first
 
 
@@ -287,6 +288,11 @@ def _learn(backend: tokenizers.Tokenizer, trainer: trainers.BpeTrainer, texts: I
         left.set()
     if failed:
         raise failed[0]
+
+
+def byte_letters(spelled: bytes) -> str:
+    """Bytes in the letters that stand for them in GPT-2's vocabulary, such as ``Ġ`` for a space."""
+    return "".join(_LETTERS[byte] for byte in spelled)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
-from gpt2lab.files import new_folder
-from gpt2lab.interchange import card, huggingface
+from gpt2lab.files import new_file, new_folder
+from gpt2lab.interchange import card, huggingface, llama_cpp, onnx_runtime
 from gpt2lab.interchange.agreement import Agreement
 from gpt2lab.interchange.settings import ExportSettings, Format, Stored
 from gpt2lab.model import GPT2
@@ -73,22 +73,34 @@ def export(
         raise InputError(f"--dtype is an option of --format gguf; {asked.format} has the precision of the model")
     if asked.cap_context and asked.format != "gguf":
         raise InputError("--cap-context is an option of --format gguf; the other formats know windows")
-    out = Path(out)
-    run = None
-    with new_folder(out, force) as folder:
-        if isinstance(run_or_model, GPT2):
-            model = run_or_model
-        else:
-            run = Path(run_or_model)
-            own = find_checkpoint(run, asked.checkpoint, WEIGHTS)
-            model = GPT2.load(own, attention=load_attention(asked.attention))
-            tokenizer = load_tokenizer(run / TOKENIZER) if (run / TOKENIZER).exists() else None
-        _check_fit(model, tokenizer)
-        with model.evaluating():
-            kind = huggingface.write(model, tokenizer, folder)
-            agreement = huggingface.check(model, folder)
-        found = None if run is None else card.measured(run, asked.checkpoint, asked.attention)
-        (folder / "README.md").write_text(card.model_card(model, kind, found), encoding="utf-8")
+    out, run = Path(out), None
+    if isinstance(run_or_model, GPT2):
+        model = run_or_model
+    else:
+        run = Path(run_or_model)
+        own = find_checkpoint(run, asked.checkpoint, WEIGHTS)
+        model = GPT2.load(own, attention=load_attention(asked.attention))
+        tokenizer = load_tokenizer(run / TOKENIZER) if (run / TOKENIZER).exists() else None
+    _check_fit(model, tokenizer)
+    with model.evaluating():
+        match asked.format:
+            case "hf":
+                with new_folder(out, force) as folder:
+                    kind = huggingface.write(model, tokenizer, folder)
+                    agreement = huggingface.check(model, folder)
+                    found = None if run is None else card.measured(run, asked.checkpoint, asked.attention)
+                    (folder / "README.md").write_text(card.model_card(model, kind, found), encoding="utf-8")
+            case "onnx":
+                with new_folder(out, force) as folder:
+                    kind = onnx_runtime.write(model, tokenizer, folder)
+                    agreement = onnx_runtime.check(model, folder)
+            case "gguf":
+                if tokenizer is None:
+                    raise InputError("a file of llama.cpp holds its tokenizer, and this model has none beside it")
+                model = llama_cpp.without_window(model, asked.cap_context)
+                with new_file(out, force) as path:
+                    kind = llama_cpp.write(model, tokenizer, path, asked.dtype or "f32")
+                    agreement = llama_cpp.check(model, tokenizer, path, asked.dtype or "f32")
     return Exported(out, kind, agreement)
 
 

@@ -17,7 +17,7 @@ as ours do.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from gpt2lab.config import Activation, GPT2Config
@@ -93,6 +93,10 @@ class Family(ABC):
     @abstractmethod
     def of(cls, config: GPT2Config) -> Self:
         """The settings with which this class computes what a configuration does; it has to be able to."""
+
+    def described(self) -> dict[str, Any]:
+        """What a ``config.json`` says of the class and its settings."""
+        return {"architectures": [self.architecture], "model_type": self.model_type, **asdict(self)}
 
     def query_factor(self, layer: int) -> float:
         """What scores are multiplied by beyond 1 / sqrt(head_dim), which is all that ours are."""
@@ -337,14 +341,11 @@ def stock(config: GPT2Config) -> tuple[type[Family], GPT2Config]:
         (config.qk_norm, "normalised queries and keys (qk_norm)"),
         (config.sinks, "sinks"),
         (config.rotates and config.position != "rope", "positions that differ by layer"),
-        (
-            config.rotates and config.rope_fraction != 1,
-            f"rotated parts of heads (rope_fraction={config.rope_fraction:g})",
-        ),
+        (config.rotates and config.rope_fraction != 1, f"a rope_fraction of {config.rope_fraction:g}"),
         (len(windows) > 1, "windows that differ by layer"),
     ):
         if wrong:
-            raise InputError(f"no class of Transformers has {reason}{onnx}")
+            raise InputError(f"no class of Transformers that gpt2lab writes has {reason}{onnx}")
     (window,) = windows
     if config.rotates:
         return Starcoder2Family, replace(config, num_kv_heads=config.kv_heads, window=window, bias=True)

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gpt2lab.data import END_OF_TEXT, Tokenizer
-from gpt2lab.errors import InputError
 from gpt2lab.interchange.agreement import Agreement, compared
 from gpt2lab.interchange.families import stock
+from gpt2lab.interchange.settings import missing
 from gpt2lab.interchange.sources import OURS
 from gpt2lab.interchange.weights import spelled_out, theirs_from
 from gpt2lab.model import GPT2
@@ -25,32 +26,34 @@ def write(model: GPT2, tokenizer: Tokenizer | None, folder: Path) -> str:
     Args:
         model: what is written, in the precision that it has.
         tokenizer: comes along. ``<|endoftext|>`` gets an id if the model has none for it, and is never written then.
-        folder: is there, and empty.
+        folder: is there.
 
     Raises:
         InputError: no class of Transformers computes what this model does.
     """
     config = model.config
-    vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
-    family, wide = stock(replace(config, vocab_size=vocab_size))
-    weights = theirs_from(family, wide, spelled_out(config, model.weights(), wide))
-    save_tensors(weights, folder / WEIGHTS)
-    end = {} if tokenizer is None else {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
-    ids: dict[str, Any] = end or {"bos_token_id": None, "eos_token_id": None}
-    about = {"architectures": [family.architecture], "model_type": family.model_type, **asdict(family.of(wide)), **ids}
-    about |= {"dtype": str(model.dtype).removeprefix("torch."), OURS: config.to_dict()}
-    write_json(folder / CONFIG, about)
-    suppressed = {"suppress_tokens": [*range(config.vocab_size, vocab_size)]} if vocab_size > config.vocab_size else {}
-    write_json(folder / "generation_config.json", ids | suppressed)
+    family, wide = stock(replace(config, vocab_size=tokenizer.vocab_size if tokenizer else config.vocab_size))
+    save_tensors(theirs_from(family, wide, spelled_out(config, model.weights(), wide)), folder / WEIGHTS)
+    describe(model, tokenizer, folder, family.of(wide).described())
+    return family.architecture
+
+
+def describe(model: GPT2, tokenizer: Tokenizer | None, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write everything but the weights: settings, with our own beside them, and the tokenizer."""
+    config = model.config
+    end = None if tokenizer is None else tokenizer.end_of_text
+    ids: dict[str, Any] = {"bos_token_id": end, "eos_token_id": end}
+    kept = {"dtype": str(model.dtype).removeprefix("torch."), OURS: config.to_dict()}
+    write_json(folder / CONFIG, {**settings, **ids, **kept})
+    if end is not None and end >= config.vocab_size:
+        ids["suppress_tokens"] = [end]
+    write_json(folder / "generation_config.json", ids)
     if tokenizer is not None:
         tokenizer.save(folder / TOKENIZER)
         special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-        about_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_seq_len}
-        write_json(
-            folder / "tokenizer_config.json", special | about_tokenizer | {"clean_up_tokenization_spaces": False}
-        )
+        reads = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", special | reads | {"model_max_length": config.max_seq_len})
         write_json(folder / "special_tokens_map.json", special)
-    return family.architecture
 
 
 def write_json(path: Path, values: object) -> None:
@@ -67,7 +70,7 @@ def check(model: GPT2, folder: Path) -> Agreement:
     try:
         from transformers import AutoModelForCausalLM, GenerationConfig
     except ImportError:
-        raise InputError("--format hf needs a package that is not installed; run: pip install 'gpt2lab[hf]'") from None
+        raise missing("hf") from None
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
     theirs.eval()
     V = model.config.vocab_size

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt2lab.config import Activation
+from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 from gpt2lab.runs.settings import WhichModel
 
@@ -54,3 +55,8 @@ class ExportSettings(WhichModel):
         "every token sees all.",
     )
     force: bool = option(False, "write into a folder that holds something already, or over a file.")
+
+
+def missing(format: Format) -> InputError:
+    """What is said where the packages of a format are not installed."""
+    return InputError(f"--format {format} needs packages that are not installed; run: pip install 'gpt2lab[{format}]'")

@@ -105,7 +105,8 @@ def spelled_out(config: GPT2Config, weights: Mapping[str, Tensor], wanted: GPT2C
         config: of the first model.
         weights: its weights.
         wanted: the same configuration but for: a key/value head for each query head (they are repeated); learned
-            positions where there were none, and biases (they are zero); more ids (which are never written).
+            positions where there were none, and biases (they are zero); more ids (which are never written); a shorter
+            context.
     """
     found: Weights = {}
     groups = config.num_heads // config.kv_heads
@@ -121,7 +122,7 @@ def spelled_out(config: GPT2Config, weights: Mapping[str, Tensor], wanted: GPT2C
             more = never_written(weights).expand(parameter.shape[0] - rows, -1)
             found[name] = torch.cat((weights[name], more))
         else:
-            found[name] = weights[name]
+            found[name] = weights[name][: parameter.shape[0]]
     return found
 
 

@@ -78,8 +78,8 @@ def attend(
     if q_pos is None and length > keys:
         raise InputError(f"attend() has {length} queries and {keys} keys; give it the positions of both")
     whole = q_pos is None and length == keys
-    few_keys = min(keys, window or keys) < _FEW_KEYS
-    if few_keys and q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16):
+    slow = q.device.type == "cpu" and q.requires_grad and q.dtype in (torch.bfloat16, torch.float16)
+    if slow and min(keys, window or keys) < _FEW_KEYS:
         with torch.autocast("cpu", enabled=False):
             wide = q.float(), k.float(), v.float()
             y = attend(*wide, q_pos, k_pos, window=window, bias=bias, sinks=sinks, seen=seen, kernel=kernel)

@@ -1,0 +1,3 @@
+from tests.cli.conftest import command, modern
+
+__all__ = ["command", "modern"]
