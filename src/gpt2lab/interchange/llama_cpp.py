@@ -134,10 +134,13 @@ def check(model: GPT2, tokenizer: Tokenizer, path: Path, dtype: Stored) -> Agree
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
     V = model.config.vocab_size
+    # It tells nothing of a token that ends a text or is a part of a character, so it is made to take another one, which
+    # does not change the log-probabilities that it tells.
+    whole_text = next(id_ for id_, spelled in enumerate(tokenizer.token_bytes) if spelled.isascii() and spelled)
 
     def next_after(ids: list[int]) -> tuple[int, Tensor]:
         """The most probable next id, and log-probabilities (V,), NaN where they are not told."""
-        asked = {"prompt": ids, "n_predict": 1, "n_probs": min(V + 1, TOLD), "cache_prompt": True, "ignore_eos": True}
+        asked = {"prompt": ids, "n_predict": 1, "n_probs": min(V + 1, TOLD), "logit_bias": [[whole_text, 1000.0]]}
         (told,) = server.handle_completions(asked)["choices"][0]["logprobs"]["content"]
         found = torch.full((V,), torch.nan)
         for one in told["top_logprobs"]:
