@@ -9,6 +9,7 @@ from .data.pack import pack as pack
 from .errors import InputError as InputError
 from .errors import TrainingError as TrainingError
 from .evaluation.evaluate import estimate_loss as estimate_loss
+from .evaluation.harness import harness as harness
 from .evaluation.runs import evaluate as evaluate
 from .generation import Engine as Engine
 from .generation import Sampling as Sampling

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
@@ -11,7 +11,8 @@ from rich.table import Table
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console, errors, print_json
 from gpt2lab.errors import InputError
-from gpt2lab.evaluation.settings import EvaluateSettings
+from gpt2lab.evaluation.settings import EvaluateSettings, HarnessSettings
+from gpt2lab.options import options_of, part
 from gpt2lab.plots import name_in_plot, new_plot, save_plot
 from gpt2lab.progress import shown
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from gpt2lab.evaluation.runs import RunEvaluation
 
 
-@with_flags({"Measure": EvaluateSettings})
+@with_flags({"Measure": EvaluateSettings, "Harness": HarnessSettings})
 def evaluate(
     runs: Annotated[list[Path], Parameter(negative=())],
     /,
     *,
     json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
     plot: Path | None = None,
+    harness: bool = False,
     options: object = None,
 ) -> int:
     """Measure one or more runs on a whole split: loss, perplexity, bits per character and byte, accuracy.
@@ -41,13 +43,23 @@ def evaluate(
         Print JSON instead of a table, with the loss at every position of the context.
     plot
         Draw the loss by position into this SVG file.
+    harness
+        Measure tasks of EleutherAI's lm-evaluation-harness instead (--tasks).
     """
     from gpt2lab.evaluation.runs import evaluate_run
 
+    asked = given(options)
+    other = EvaluateSettings if harness else HarnessSettings
+    mine = options_of(HarnessSettings if harness else EvaluateSettings)
+    if wrong := [name for name in part(asked, other) if name not in mine]:
+        flag = f"--{wrong[0].replace('_', '-')}"
+        raise InputError(f"{flag} does not go with --harness" if harness else f"{flag} is an option of --harness")
+    if harness:
+        return _with_harness(runs, asked, json_output)
     if plot is not None and not plot.parent.is_dir():
         raise InputError(f"--plot {plot}: there is no folder {plot.parent}")
     with shown(errors) as progress:
-        results = {str(run): evaluate_run(run, progress=progress, **given(options)) for run in runs}
+        results = {str(run): evaluate_run(run, progress=progress, **asked) for run in runs}
     if json_output:
         print_json({run: found.to_dict() for run, found in results.items()})
     else:
@@ -56,6 +68,29 @@ def evaluate(
         _plot_positions({run: found.trained.loss_by_position for run, found in results.items()}, plot)
         if not json_output:
             console.print(f"loss by position: {plot}")
+    return 0
+
+
+def _with_harness(runs: list[Path], asked: dict[str, Any], json_output: bool) -> int:
+    from gpt2lab.evaluation.harness import harness
+
+    results = {str(run): harness(run, **asked) for run in runs}
+    if json_output:
+        print_json(results)
+        return 0
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for column in ("run", "task", "measure", "value", "standard error"):
+        table.add_column(column, overflow="fold")
+    for run, tasks in results.items():
+        for task, measures in tasks.items():
+            for name, value in measures.items():
+                measure, _, kind = name.partition(",")
+                if isinstance(value, float) and not measure.endswith("_stderr"):
+                    error = measures.get(f"{measure}_stderr,{kind}")
+                    table.add_row(
+                        run, task, measure, f"{value:.4f}", f"{error:.4f}" if isinstance(error, float) else ""
+                    )
+    console.print(table)
     return 0
 
 

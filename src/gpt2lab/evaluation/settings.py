@@ -1,12 +1,23 @@
 """What a run is measured on: the options of ``gpt2lab evaluate``."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2lab.config import parse_contexts
 from gpt2lab.data.corpora import Split
+from gpt2lab.errors import InputError
 from gpt2lab.options import option
 from gpt2lab.progress import Progress
-from gpt2lab.runs.settings import LoadSettings
+from gpt2lab.reading import shortly
+from gpt2lab.runs.settings import LoadSettings, WhichModel
+
+
+def parse_tasks(value: Any) -> tuple[str, ...]:
+    """The tasks that are meant by ``"hellaswag,mine.yaml"`` or a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise InputError(f"tasks is {shortly(value)}; give names or files, several with commas: hellaswag,mine.yaml")
+    return tuple(part.strip() for part in parts if part.strip())
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,19 @@ class EvaluateSettings(LoadSettings):
         parse=lambda value: None if value is None else parse_contexts(value),
         default="1/4, 1/2, 2 and 4 times as long, where the positions allow it",
     )
+
+
+@dataclass(frozen=True)
+class HarnessSettings(WhichModel):
+    """What EleutherAI's lm-evaluation-harness measures."""
+
+    tasks: tuple[str, ...] = option(
+        (), "names of tasks, or YAML files of your own, with commas.", parse=parse_tasks, default="none"
+    )
+    task_folder: str | None = option(None, "folder with more tasks.")
+    num_fewshot: int | None = option(None, "examples before each question.", least=0, default="the task's own")
+    limit: int | None = option(None, "only so many questions of each task.", least=1, default="all")
+    device: str = option("auto", '"auto", "cpu", "cuda" or "mps".')
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,14 @@ def check(model: GPT2, folder: Path) -> Agreement:
     """
     try:
         from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers.utils import logging
     except ImportError:
         raise missing("hf") from None
+    with_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+    if with_bar:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     theirs.eval()
     V = model.config.vocab_size
     suppressed = theirs.generation_config.suppress_tokens
