@@ -23,7 +23,7 @@ FLOORS = [
     ["generation"],
     ["evaluation"],
     ["interchange", "training"],
-    ["planning", "comparison", "serving"],
+    ["planning", "comparison", "retrofit", "serving"],
     ["cli"],
     ["__main__"],
 ]

@@ -36,6 +36,7 @@ from .model import assert_cached as assert_cached
 from .model import assert_causal as assert_causal
 from .model import attend as attend
 from .planning.ways import plan as plan
+from .retrofit.run import retrofit as retrofit
 from .runs.folder import load as load
 from .runs.settings import TrainerConfig as TrainerConfig
 from .training.run import train as train

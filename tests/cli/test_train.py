@@ -18,6 +18,7 @@ import yaml
 from gpt2lab.cli import main
 from gpt2lab.config import variant_switches
 from gpt2lab.model import GPT2
+from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training import find_checkpoint, load
 from gpt2lab.training.metrics import read_metrics
 from tests.cli.conftest import TINY, Command, program, start
@@ -523,3 +524,21 @@ def test_a_name_is_shown_as_it_is_and_no_markup_or_formula(
     refused = command("train", "--resume", run / "nowhere")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "\x1b" not in refused.err
+
+
+def test_a_window_of_full_overrides_the_window_of_a_variant(rhyme_file: Path, command: Command, tmp_path: Path) -> None:
+    """None is what "full" means, and is not taken for an option that was not typed."""
+    options = ["--text", rhyme_file, *TINY, "--variant", "modern", "--max-steps", 1, "--window", "full"]
+    assert command("train", *options, "--out", tmp_path / "run").code == 0
+    assert RunSettings.read(tmp_path / "run" / "config.yaml").model.window is None
+
+
+def test_a_window_that_changes_during_training_ends_as_the_models_own(
+    rhyme_file: Path, command: Command, tmp_path: Path
+) -> None:
+    options = ["--text", rhyme_file, *TINY, "--max-steps", 20, "--start-window", 16]
+    assert command("train", *options, "--out", tmp_path / "narrowed").code == 0
+    assert command("train", *options[:-2], "--out", tmp_path / "usual").code == 0
+    narrowed, usual = (load(tmp_path / name)[0] for name in ("narrowed", "usual"))
+    assert narrowed.config == usual.config
+    assert not torch.equal(narrowed.output_weight, usual.output_weight)

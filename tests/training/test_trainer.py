@@ -793,3 +793,28 @@ def test_compiling_is_chosen_for_long_runs_on_a_gpu_only_unless_it_is_asked_for(
     assert choose_compile("auto", cuda, 1.0) == (False, "too short a run to earn it back")
     assert choose_compile("auto", cpu, 1e9)[0] is False
     assert choose_compile("yes", cpu, 1.0)[0] is (shutil.which("g++") is not None)
+
+
+@pytest.mark.parametrize(("start", "own", "expected"), [(CONTEXT, 2, [CONTEXT, 2]), (1, None, [1, None])])
+def test_the_window_goes_from_where_it_starts_to_the_models_own_which_is_what_is_measured(
+    start: int, own: int | None, expected: list[int | None], make_trainer: MakeTrainer, train_data: TokenDataset
+) -> None:
+    model = tiny_model(train_data.vocab_size, position="rope", window=own)
+    trainer = make_trainer(model, start_window=start, max_steps=40, eval_every=10)
+    seen: dict[bool, list[int | None]] = {True: [], False: []}  # in training, and in measuring
+    mechanism = trainer.model.blocks[0].attention.mechanism
+    trainer.model.blocks[0].register_forward_hook(lambda block, *_: seen[block.training].append(mechanism.window))
+    trainer.train()
+    assert [seen[True][0], seen[True][-1]] == expected
+    assert seen[True][20:] == [own] * 20
+    widths = [CONTEXT if window is None else window for window in seen[True]]
+    assert widths in (sorted(widths), sorted(widths, reverse=True))
+    assert len(set(widths)) > 3
+    assert {*seen[False]} == {own}
+
+
+def test_a_window_to_start_with_is_not_set_on_an_attention_of_your_own(
+    make_trainer: MakeTrainer, train_data: TokenDataset
+) -> None:
+    with pytest.raises(InputError, match="start_window changes the windows of built-in attention"):
+        make_trainer(tiny_model(train_data.vocab_size, attention=Forgetful), start_window=4)

@@ -11,12 +11,13 @@ from cyclopts import Group, Parameter, Token
 from gpt2lab.options import Option, alternatives, check_value, converted, declared, options_of
 
 Command = TypeVar("Command", bound=Callable[..., int])
+NOT_TYPED: Any = object()  # None is a value: it is what --window full means
 
 
 def with_flags(
     groups: Mapping[str, type], leave_out: Collection[str] = (), defaults: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Command], Command]:
-    """Give a command every option of some settings classes: its argument ``options`` holds them, None if not typed.
+    """Give a command every option of some settings classes: its argument ``options`` holds those that were typed.
 
     Args:
         groups: settings classes by the heading that help shows them under, in its order.
@@ -32,7 +33,7 @@ def with_flags(
             if about.flag and name not in leave_out and name not in made:  # the first group that has it shows it
                 shown = about.default or (None if of.default is None else _word(of.default))
                 made[name] = _flag(name, hint, about, group, defaults.get(name, shown))
-    kind = dataclasses.make_dataclass("Flags", [(name, flag, None) for name, flag in made.items()], frozen=True)
+    kind = dataclasses.make_dataclass("Flags", [(name, flag, NOT_TYPED) for name, flag in made.items()], frozen=True)
     kind.__module__ = __name__  # else it passes for one of Python's own types
 
     def decorate(command: Command) -> Command:
@@ -44,7 +45,7 @@ def with_flags(
 
 def given(flags: object) -> dict[str, Any]:
     """The options that were typed."""
-    return {name: value for name, value in vars(flags).items() if value is not None} if flags is not None else {}
+    return {} if flags is None else {name: value for name, value in vars(flags).items() if value is not NOT_TYPED}
 
 
 def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) -> Any:

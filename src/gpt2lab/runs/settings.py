@@ -200,6 +200,13 @@ class TrainerConfig:
     final_tokens: float | None = option(
         None, "tokens at which the schedule ends.", least=0, default="the end of the run"
     )
+    start_window: int | None = option(
+        None,
+        "window of all layers in the first step; over the first half of the training it becomes the model's own, in "
+        "eight stages. Measured is always the model with its own.",
+        least=1,
+        default="the model's own",
+    )
     weight_decay: float = option(0.1, "weight decay, of matrices only.", least=0)
     betas: tuple[float, float] = option((0.8, 0.95), "AdamW's two betas.", least=0, below=1)
     grad_norm_clip: float = option(1.0, "the norm of all gradients is clipped to this; 0: no clipping.", least=0)

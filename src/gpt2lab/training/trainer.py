@@ -6,7 +6,7 @@ import operator
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 DEFAULT_STEPS = 2000
 RECORD_EVERY = 10
 EXPLODED = 3.0  # times the loss of guessing
+WINDOW_STAGES = 8  # in which the window of a training becomes the model's own
 PATIENCE = 3  # records of slow steps before it is told: one pause says nothing
 
 
@@ -105,6 +106,10 @@ class Trainer:
                     f"max_seq_len={model.config.max_seq_len}; make both the same"
                 )
         _check_trainable(model, self.train_dataset, self.test_dataset)
+        if config.start_window is not None and model.mechanism_class is not None:
+            raise InputError(
+                "start_window changes the windows of built-in attention, and this model has one of your own"
+            )
         self.device = choose_device(config.device)
         check_processes(config, self.device)
         self.idle: list[str] = []  # parameters that get no gradient
@@ -404,15 +409,16 @@ class Trainer:
         if targets == 0:
             return None, tokens
         total = torch.zeros((), device=self.device)
-        for part in parts:
-            ddp = self.wrapped if isinstance(self.wrapped, DistributedDataParallel) else None
-            with nullcontext() if ddp is None or part is parts[-1] else ddp.no_sync():  # gradients travel once
-                with autocast(self.device, self.precision):
-                    loss = self.forward(part.x, part.y, reduction="sum")
-                # A mean over all targets, of all parts and processes, whose gradients get averaged.
-                loss = loss / (targets / num_processes())
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        ddp = self.wrapped if isinstance(self.wrapped, DistributedDataParallel) else None
+        with self._windows_of_step():
+            for part in parts:
+                with nullcontext() if ddp is None or part is parts[-1] else ddp.no_sync():  # gradients travel once
+                    with autocast(self.device, self.precision):
+                        loss = self.forward(part.x, part.y, reduction="sum")
+                    # A mean over all targets, of all parts and processes, whose gradients get averaged.
+                    loss = loss / (targets / num_processes())
+                    loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         skip = ~gathered(norm).isfinite()
@@ -424,6 +430,22 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
+
+    @contextmanager
+    def _windows_of_step(self) -> Iterator[None]:
+        """The windows of this step, on a geometric way from ``start_window`` to the model's own; then its own again."""
+        start, context = self.config.start_window, self.model.config.max_seq_len
+        stage = min(1.0, 2 * WINDOW_STAGES * self.state.step // self.steps / WINDOW_STAGES)
+        mechanisms = [block.attention.mechanism for block in self.model.blocks]
+        own = [mechanism.window for mechanism in mechanisms]
+        try:
+            for mechanism, window in zip(mechanisms, own, strict=True):
+                if start is not None and stage < 1:
+                    mechanism.window = round(start ** (1 - stage) * (window or context) ** stage)
+            yield
+        finally:
+            for mechanism, window in zip(mechanisms, own, strict=True):
+                mechanism.window = window
 
     def _set_learning_rate(self, tokens: int, before: int) -> None:
         """Set the rate of the step that reads so many tokens, as every step does, after those before."""
