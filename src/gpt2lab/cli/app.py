@@ -14,19 +14,8 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
-for name in (
-    "train",
-    "evaluate",
-    "generate",
-    "compare",
-    "report",
-    "judge",
-    "plan",
-    "runs",
-    "speedrun",
-    "demo",
-    "export",
-):
+COMMANDS = "train evaluate generate compare report judge plan runs speedrun demo retrofit export"
+for name in COMMANDS.split():
     app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
 app.command("gpt2lab.cli.import_:import_", name="import")
 app.register_install_completion_command(help="Let the Tab key complete commands and options, in this shell.")

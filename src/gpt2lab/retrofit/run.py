@@ -127,7 +127,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     """How a run was trained, and on what; nothing, for a saved model."""
     if not (folder / "config.yaml").exists():
         return {}
-    known = options_of(DataSettings, TrainerConfig)
+    known = options_of(DataSettings, TrainerConfig).keys() - {"tokenizer", "vocab_size"}  # which are the model's
     return {name: value for name, value in read_recorded(folder / "config.yaml").items() if name in known}
 
 
