@@ -24,7 +24,7 @@ from gpt2lab.training.metrics import exact_loss
 
 import torch
 
-STEPS, FURTHER, RATE = 2000, 200, 8e-3
+STEPS, FURTHER = 2000, 200
 MODEL: dict[str, Any] = {"variant": "original", "num_layers": 5, "num_heads": 8}
 SHARED: dict[str, Any] = {"num_kv_heads": 2}
 ROPE: dict[str, Any] = {"position": "rope"}
@@ -68,8 +68,7 @@ def train_one(out: Path, arm: str, seed: int) -> None:
             text = open_text(RunSettings.read(source / "config.yaml").data, tokenizer)
             damaged = f"{evaluate(model, text.tokens('validation'), tokenizer).loss:.6f}"
         model.save(run / "start", tokenizer)
-        rate = RATE / 3
-        gpt2lab.train(init_from=run / "start", max_steps=FURTHER, learning_rate=rate, **options, **usual)
+        gpt2lab.train(init_from=run / "start", max_steps=FURTHER, **options, **usual)
     (run / "damaged.txt").write_text(damaged, encoding="utf-8")
 
 

@@ -19,7 +19,6 @@ from gpt2lab.runs.settings import DataSettings, TrainerConfig, read_recorded
 from gpt2lab.training.metrics import read_metrics
 from gpt2lab.training.run import Run, train
 
-RATE = 1 / 3  # the learning rate of the further training, as a share of the usual one
 CONVERTED, CONTROLS, RESULT, PICTURE = "converted", "controls", "retrofit.json", "retrofit.svg"
 
 
@@ -56,7 +55,7 @@ def retrofit(source: str | Path, **given: Any) -> Retrofit:
         source: run folder, or one that ``gpt2lab import`` or ``model.save`` wrote.
         **given: fields of :class:`gpt2lab.retrofit.settings.RetrofitOptions`: the new switches, how long the further
             training is, and every option of :func:`gpt2lab.train` about text and training. What is not given is as the
-            run was trained; the learning rate is a third of it. ``progress`` is called as there.
+            run was trained. ``progress`` is called as there.
 
     Returns:
         the losses before, right after and along the training, and of the controls. The folder ``out`` is a run, and has
@@ -83,8 +82,6 @@ def retrofit(source: str | Path, **given: Any) -> Retrofit:
         if seen is None:
             raise InputError(f"nothing says how many tokens {source} was trained with; add --max-steps")
         training["max_steps"] = math.ceil(asked.share * seen / per_step)
-    if "learning_rate" not in options:
-        training["learning_rate"] = RATE * usual.learning_rate
     if "out" not in options:
         raise InputError("--out is missing: the folder for the model with the new switches")
     out = Path(options["out"])
@@ -117,8 +114,8 @@ def retrofit(source: str | Path, **given: Any) -> Retrofit:
         if seen is not None and as_it_was.stopped_by is None:
             fresh = GPT2.from_config(variant.config, seed=usual.seed)
             steps = math.ceil(seen / per_step) + training["max_steps"]
-            changes = {"max_steps": steps, "learning_rate": usual.learning_rate, "start_window": None}
-            found = replace(found, scratch=trained(fresh, out / CONTROLS / "scratch", **changes).loss)
+            scratch = trained(fresh, out / CONTROLS / "scratch", max_steps=steps, start_window=None)
+            found = replace(found, scratch=scratch.loss)
     _write(found)
     return found
 
