@@ -9,6 +9,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from gpt2lab.data.tokenizers import BPETokenizer
+from tests.interchange.made import drawn, gpt2
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,6 +32,29 @@ def test_the_notebook_runs_from_top_to_bottom_and_answers() -> None:
     assert sum("image/png" in data for data in shown) == 1
     (table,) = [html for data in shown if "<table>" in (html := data.get("text/html", ""))]
     assert "ALiBi</td><td>test_loss" in table
+
+
+@pytest.mark.slow
+def test_the_notebook_of_gpt2_runs_on_a_small_stand_in(
+    tmp_path: Path, rhyme_file: Path, rhyme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = BPETokenizer.train([rhyme, "It was"], 300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    drawn(gpt2(vocab_size=tokenizer.vocab_size, n_positions=64)).save_pretrained(tmp_path)
+    for name, value in {"GPT2": tmp_path, "TEXT": rhyme_file, "STEPS": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    notebook = nbformat.read(ROOT / "examples" / "gpt2.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    printed = "".join(
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "stream"
+    )
+    (difference,) = re.findall(r"largest difference of a logit: (\S+)", printed)
+    assert float(difference) < 1e-5
+    assert len(re.findall(r"right after, (num_kv_heads|position|together): \d\.\d{3}", printed)) == 3
+    assert "Starcoder2ForCausalLM" in printed
 
 
 @pytest.mark.slow
