@@ -1,43 +1,53 @@
 """The model card of an exported folder: what the model is, how good it is, and how to use it."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from gpt2lab.config import Switches
+from gpt2lab.config import GPT2Config, Switches
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.runs import RunEvaluation, evaluate_run
 from gpt2lab.model import GPT2
 from gpt2lab.options import spelled
-from gpt2lab.runs.settings import Which
+from gpt2lab.runs.settings import Weights, Which
 
 
-def measured(run: Path, which: Which, attention: str | type | None) -> RunEvaluation | None:
+def measured(
+    run: Path, which: Which, attention: str | type | None, weights: Weights | None = None
+) -> RunEvaluation | None:
     """The evaluation of a run on the test part of its text; None, with a note, where that cannot be had."""
     if not (run / "config.yaml").exists():
         return None
     try:
-        return evaluate_run(run, split="test", contexts=(), checkpoint=which, attention=attention)
+        found = evaluate_run(run, split="test", contexts=(), checkpoint=which, attention=attention, weights=weights)
     except InputError as error:
-        warnings.warn(f"the model card has no loss: {error}", stacklevel=3)
+        warnings.warn(f"the loss is not told: {error}", stacklevel=3)
         return None
+    return replace(found, text=Path(found.text).name)  # where it lies on this machine is nobody's business
+
+
+def switches(config: GPT2Config) -> dict[str, Any]:
+    """The switches that the original GPT-2 has not on, as flags have them."""
+    usual = spelled(Switches())
+    return {n: value for n, value in spelled(config).items() if n in usual and value not in (usual[n], None)}
 
 
 def model_card(model: GPT2, kind: str, found: RunEvaluation | None) -> str:
     """The text of README.md."""
     c = model.config
-    usual = spelled(Switches())
-    given = {name: value for name, value in spelled(c).items() if name in usual and value not in (usual[name], None)}
-    switches = ", ".join(f"`{name}={value}`" for name, value in given.items()) or "none: it is the original GPT-2"
+    on = ", ".join(f"`{name}={value}`" for name, value in switches(c).items())
+    on = on or "none: it is the original GPT-2"
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
         "tags: [gpt2, gpt2lab]",
         "---",
-        f"# {kind}, trained with gpt2lab",
+        f"# {kind}, made with gpt2lab",
         "",
         f"A GPT-2 of {model.num_parameters():,} parameters: {c.num_layers} layers, {c.embed_dim} wide, {c.num_heads} "
-        f"heads, a context of {c.max_seq_len} tokens, {c.vocab_size:,} token ids. Switches: {switches}.",
+        f"heads, a context of {c.max_seq_len} tokens, {c.vocab_size:,} token ids. Switches: {on}.",
         "",
         "```python",
         "from transformers import pipeline",

@@ -1,12 +1,13 @@
 """``gpt2lab export``: a model for other engines, checked with the engine that reads it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
 from gpt2lab.files import new_file, new_folder
-from gpt2lab.interchange import card, huggingface, llama_cpp, onnx_runtime
+from gpt2lab.interchange import card, html_page, huggingface, llama_cpp, onnx_runtime
 from gpt2lab.interchange.agreement import Agreement
 from gpt2lab.interchange.settings import ExportSettings, Format, Stored
 from gpt2lab.model import GPT2
@@ -15,6 +16,8 @@ from gpt2lab.options import given_options
 from gpt2lab.runs.folder import WEIGHTS, find_checkpoint
 from gpt2lab.runs.mechanisms import load_attention
 from gpt2lab.runs.settings import Which
+
+LARGE_PAGE = 1_500_000  # bytes of an HTML file, above which its size is told beforehand
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,32 @@ def export(
                 with new_folder(out, force) as folder:
                     kind = onnx_runtime.write(model, tokenizer, folder)
                     agreement = onnx_runtime.check(model, folder)
+            case "html" | "gguf" if tokenizer is None:
+                raise InputError(f"a file of {asked.format} holds its tokenizer, and this model has none beside it")
+            case "html":
+                with new_file(out, force) as path:
+                    kind, agreement = "one HTML file", _write_page(model, tokenizer, run, asked, path)
             case "gguf":
-                if tokenizer is None:
-                    raise InputError("a file of llama.cpp holds its tokenizer, and this model has none beside it")
                 model = llama_cpp.without_window(model, asked.cap_context)
                 with new_file(out, force) as path:
                     kind = llama_cpp.write(model, tokenizer, path, asked.dtype or "f32")
                     agreement = llama_cpp.check(model, tokenizer, path, asked.dtype or "f32")
     return Exported(out, kind, agreement)
+
+
+def _write_page(model: GPT2, tokenizer: Tokenizer, run: Path | None, asked: ExportSettings, path: Path) -> Agreement:
+    """Write a model as one HTML file, with what rounding its weights costs, and compare the engine inside."""
+    weights = html_page.packed(model)
+    if (size := 4 * len(weights) // 3) > LARGE_PAGE:
+        warnings.warn(f"the file will have about {size / 1e6:.0f} MB", stacklevel=3)
+    agreement = html_page.check(model, weights)
+    found = None if run is None else card.measured(run, asked.checkpoint, asked.attention, "int8")
+    name = "GPT-2" if run is None else run.resolve().name
+    about = html_page.About(name)
+    if found is not None:
+        about = html_page.About(name, found.loss, found.rounding, found.text)
+    html_page.write(model, tokenizer, weights, about, path)
+    return agreement
 
 
 def _check_fit(model: GPT2, tokenizer: Tokenizer | None) -> None:

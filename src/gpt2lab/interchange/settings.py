@@ -8,7 +8,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.options import check, option
 from gpt2lab.runs.settings import WhichModel
 
-Format = Literal["hf", "gguf", "onnx"]
+Format = Literal["hf", "gguf", "onnx", "html"]
 Stored = Literal["f32", "f16", "q8_0"]
 
 
@@ -44,7 +44,7 @@ class ExportSettings(WhichModel):
     format: Format = option(
         "hf",
         '"hf": a folder of Transformers, which vLLM reads, too; "gguf": a file of llama.cpp; "onnx": a folder of ONNX '
-        "Runtime.",
+        'Runtime; "html": one file that writes in a browser, without a network.',
     )
     dtype: Stored | None = option(
         None, 'how "gguf" stores the matrices: "f32", "f16" or "q8_0" (8 bits).', default="f32"

@@ -1,0 +1,242 @@
+"""A model as one HTML file, which writes without a network and without a server.
+
+The page (``page/``) runs ``engine.wasm``, made of ``engine.c`` by ``page/build.sh``. Matrices are stored with 8 bits:
+the numbers that ``generate --weights int8`` computes with.
+"""
+
+import base64
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2lab.data import Tokenizer
+from gpt2lab.data.tokenizers import byte_letters
+from gpt2lab.errors import InputError
+from gpt2lab.generation.weights import rounded
+from gpt2lab.interchange.agreement import Agreement, compared
+from gpt2lab.interchange.card import switches
+from gpt2lab.interchange.settings import missing
+from gpt2lab.model import GPT2
+from gpt2lab.model.embeddings import rotary_tables
+
+PAGE = Path(__file__).parent / "page"
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # by the numbers that engine.c knows them by
+
+
+def _merges(tokenizer: Tokenizer) -> list[str] | None:
+    """What a tokenizer merges, as pairs with a space between; None: it knows characters."""
+    found = json.loads(tokenizer.to_json())["model"]["merges"]
+    return [" ".join(pair) for pair in found] or None
+
+
+def settings_of(model: GPT2) -> list[int]:
+    """What ``begin`` of the engine asks for, in its order."""
+    c = model.config
+    sizes = [c.vocab_size, c.max_seq_len, c.embed_dim, c.num_heads, c.kv_heads, c.head_dim, c.ff_hidden_dim]
+    kinds = [c.num_layers, ACTIVATIONS.index(c.activation), c.position == "learned", c.tie_embeddings, c.rotary_dim]
+    kinds += [c.qk_norm, c.sinks]
+    layers = []
+    for layer in range(c.num_layers):
+        slots = min(c.layer_window(layer) or c.max_seq_len, c.max_seq_len)
+        layers += [slots, c.layer_position(layer) == "rope"]
+    return [int(value) for value in (*sizes, *kinds, *layers)]
+
+
+def packed(model: GPT2) -> bytes:
+    """The weights in the order of ``begin``: matrices as a factor for each row and whole numbers, vectors as floats.
+
+    Raises:
+        InputError: the model has an attention of the user's own.
+    """
+    if model.mechanism_class is not None:
+        own = model.mechanism_class.__name__
+        raise InputError(f"the page's engine has no {own}, which is your own; --format onnx may have it")
+    return b"".join(_packed(model))
+
+
+def _packed(model: GPT2) -> Iterator[bytes]:
+    c, weights = model.config, {name: tensor.float() for name, tensor in model.weights().items()}
+
+    def vector(name: str, size: int = 0) -> bytes:
+        values = weights[name] if name in weights else torch.zeros(size)  # without biases they are zero
+        return values.contiguous().numpy().tobytes()
+
+    def matrix(name: str) -> bytes:
+        factors = weights[name].abs().amax(1, keepdim=True) / 127
+        numbers = torch.where(factors > 0, (weights[name] / factors).round(), 0).to(torch.int8)
+        return factors.numpy().tobytes() + numbers.numpy().tobytes() + bytes(-numbers.numel() % 4)
+
+    def linear(name: str, rows: int) -> bytes:
+        return matrix(f"{name}.weight") + vector(f"{name}.bias", rows)
+
+    def norm(name: str) -> bytes:
+        return vector(f"{name}.weight") + vector(f"{name}.bias", c.embed_dim)
+
+    yield matrix("embeddings.token.weight" if c.tie_embeddings else "lm_head.weight")
+    if not c.tie_embeddings:
+        yield vector("embeddings.token.weight")
+    if c.position == "learned":
+        yield vector("embeddings.position.weight")
+    for layer in range(c.num_layers):
+        block = f"blocks.{layer}"
+        yield norm(f"{block}.attention_norm")
+        yield linear(f"{block}.attention.query_key_value", (c.num_heads + 2 * c.kv_heads) * c.head_dim)
+        if c.qk_norm:
+            yield vector(f"{block}.attention.mechanism.query_norm.weight")
+            yield vector(f"{block}.attention.mechanism.key_norm.weight")
+        if c.sinks:
+            yield vector(f"{block}.attention.mechanism.sinks")
+        yield linear(f"{block}.attention.output", c.embed_dim)
+        yield norm(f"{block}.feed_forward_norm")
+        yield linear(f"{block}.feed_forward.expand", c.ff_hidden_dim)
+        yield linear(f"{block}.feed_forward.contract", c.embed_dim)
+    yield norm("final_norm")
+
+
+class Wasm:
+    """The engine in a process of ours, with the weights of a page."""
+
+    def __init__(self, model: GPT2, weights: bytes) -> None:
+        try:
+            import wasmtime
+        except ImportError:
+            raise missing("html") from None
+        self.config = model.config
+        self._store = wasmtime.Store()
+        module = wasmtime.Module.from_file(self._store.engine, str(PAGE / "engine.wasm"))
+        instance: Any = wasmtime.Instance(self._store, module, [])
+        self._exports = instance.exports(self._store)
+        settings = settings_of(model)
+        numbers = self._put(struct.pack(f"<{len(settings)}i", *settings))
+        place = self._put(weights)
+        self._exports["begin"](self._store, numbers, model.config.layer_norm_epsilon, place)
+        self._turn = self._put(bytes(4 * max(1, model.config.rotary_dim)))
+
+    def _put(self, content: bytes) -> int:
+        place: int = self._exports["room"](self._store, len(content))
+        self._exports["memory"].write(self._store, content, place)
+        return place
+
+    def step(self, token: int, position: int) -> Tensor:
+        """Logits (V,) behind a token."""
+        c = self.config
+        cos, sin = rotary_tables(torch.tensor([[position]]), c.rotary_dim, c.rope_theta)
+        turn = torch.cat((cos.flatten(), sin.flatten())).numpy().tobytes()
+        self._exports["memory"].write(self._store, turn, self._turn)
+        place = self._exports["step"](self._store, token, position, self._turn)
+        found = self._exports["memory"].read(self._store, place, place + 4 * c.vocab_size)
+        return torch.frombuffer(bytearray(found), dtype=torch.float32)
+
+    def read(self, ids: list[int]) -> Tensor:
+        """Logits (T, V) of a text from its beginning."""
+        return torch.stack([self.step(id_, position) for position, id_ in enumerate(ids)])
+
+
+@dataclass(frozen=True)
+class About:
+    """What the page tells of its model.
+
+    Attributes:
+        name: its title.
+        loss: of the rounded model on the text that was measured, nats per token; None: not measured.
+        rounding: what rounding has added to it.
+        text: which text that was.
+    """
+
+    name: str
+    loss: float | None = None
+    rounding: float | None = None
+    text: str = ""
+
+
+def write(model: GPT2, tokenizer: Tokenizer, weights: bytes, about: About, path: Path) -> None:
+    """Write the page.
+
+    Args:
+        model: whose settings it has.
+        tokenizer: whose tokens it has.
+        weights: from :func:`packed`.
+        about: what it tells.
+        path: of the file.
+    """
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    c = model.config
+    described = {
+        "settings": settings_of(model),
+        "epsilon": c.layer_norm_epsilon,
+        "theta": c.rope_theta,
+        "rotary": c.rotary_dim,
+        "context": c.max_seq_len,
+        "endless": model.endless,
+        "tokens": [byte_letters(spelled) for spelled in tokenizer.token_bytes],
+        "merges": _merges(tokenizer),
+        "prompt": tokenizer.decode([first_id(tokenizer)]),
+    }
+    style, script = (path.read_text(encoding="utf-8") for path in (PAGE / "page.css", PAGE / "page.js"))
+    template = Environment(autoescape=True).from_string((PAGE / "page.html").read_text(encoding="utf-8"))
+    page = template.render(
+        name=about.name,
+        summary=f"A GPT-2 of {model.num_parameters():,} parameters, in one file",
+        facts=_facts(model, about),
+        style=Markup(style),
+        style_hash=_hash(style),
+        script=Markup(script),
+        script_hash=_hash(script),
+        model=Markup(json.dumps(described).replace("<", "\\u003c")),
+        engine=Markup(base64.b64encode((PAGE / "engine.wasm").read_bytes()).decode()),
+        weights=Markup(base64.b64encode(weights).decode()),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def first_id(tokenizer: Tokenizer) -> int:
+    """What a text goes on from where there is no prompt: a line break, or else the first token."""
+    line_break = [id_ for id_, spelled in enumerate(tokenizer.token_bytes) if spelled == b"\n"]
+    return line_break[0] if line_break else 0
+
+
+def _hash(content: str) -> str:
+    """How a content security policy names what it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
+def _facts(model: GPT2, about: About) -> list[tuple[str, str]]:
+    """What the page tells, with labels."""
+    c = model.config
+    facts = [
+        ("Size", f"{c.num_layers} layers, {c.embed_dim} wide, {c.num_heads} heads, {c.vocab_size:,} tokens"),
+        ("Context", f"{c.max_seq_len:,} tokens" + (", and beyond it without end" if model.endless else "")),
+        ("Switches", "; ".join(f"{n} {v}" for n, v in switches(c).items()) or "none: it is the original GPT-2"),
+    ]
+    if about.loss is not None and about.rounding is not None:
+        facts.append(("Loss", f"{about.loss:.4f} nats per token on {about.text}"))
+        facts.append(("Rounding", f"matrices have 8 bits here, which changes the loss by {about.rounding:+.4f}"))
+    else:
+        facts.append(("Rounding", "matrices have 8 bits here; what that costs was not measured"))
+    return facts
+
+
+def check(model: GPT2, weights: bytes) -> Agreement:
+    """Compare the engine with the model whose matrices are rounded as its weights are."""
+    engine = Wasm(model, weights)
+
+    def greedy(prompt: list[int], tokens: int) -> list[int]:
+        logits, written = engine.read(prompt)[-1], [0] * 0
+        for _ in range(tokens):
+            written.append(int(logits.argmax()))
+            logits = engine.step(written[-1], len(prompt) + len(written) - 1)
+        return written
+
+    def log_probabilities(ids: Tensor) -> Tensor:
+        return engine.read(ids[0].tolist()).log_softmax(-1)
+
+    return compared(rounded(model, "int8"), "the page's engine", greedy, log_probabilities)

@@ -1,0 +1,296 @@
+"""A model as one HTML file, in a real browser: it writes what Python writes, and nothing else happens."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from playwright.sync_api import Browser, Page, sync_playwright
+
+import gpt2lab
+from gpt2lab import GPT2, CharTokenizer, InputError
+from gpt2lab.data.tokenizers import BPETokenizer, Tokenizer
+from gpt2lab.generation.weights import rounded
+from gpt2lab.interchange import html_page
+from gpt2lab.interchange.html_page import PAGE, Wasm, packed
+from tests.interchange.made import drawn, random_text
+from tests.model.reference import ALiBi, dense_logits
+
+LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw\n ")
+WORDS = BPETokenizer.train(["The king's 12 queens, and  the night of Zoë's 中文 don't\n\n speak " * 9], 320)
+LONG = 60_000  # milliseconds
+
+
+@st.composite
+def any_switches(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "position": draw(st.sampled_from(["learned", "rope", "none", ("rope", "none")])),
+        "rope_fraction": draw(st.sampled_from([1.0, 1 / 3])),
+        "num_kv_heads": draw(st.sampled_from([None, 1, 2])),
+        "window": draw(st.sampled_from([None, 1, 5, (3, None)])),
+        "qk_norm": draw(st.booleans()),
+        "sinks": draw(st.booleans()),
+        "tie_embeddings": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["gelu_tanh", "gelu", "relu"])),
+        "layer_norm_epsilon": draw(st.sampled_from([1e-5, 0.1])),
+    }
+
+
+@settings(max_examples=30)
+@given(switches=any_switches(), width=st.sampled_from([24, 40]))
+def test_the_engine_computes_what_the_textbook_does_for_every_switch(switches: dict[str, Any], width: int) -> None:
+    width = 24 if switches["rope_fraction"] != 1 else width
+    model = drawn(GPT2(23, 32, width, 4, 40, 2, **switches))
+    (ids,) = random_text(23, 32, 1)
+    found = Wasm(model, packed(model)).read(ids.tolist())
+    torch.testing.assert_close(found, dense_logits(rounded(model, "int8"), ids), rtol=0, atol=1e-4)
+
+
+def test_the_default_model_is_less_than_one_and_a_half_megabytes(tmp_path: Path) -> None:
+    model = GPT2(85, 64, 128, 4, 512, 3, position="rope", num_kv_heads=2, window=16)
+    tokenizer = CharTokenizer(map(chr, range(32, 116)))
+    html_page.write(model, tokenizer, packed(model), html_page.About("default"), tmp_path / "page.html")
+    assert 500_000 < (tmp_path / "page.html").stat().st_size < 1_500_000
+
+
+def test_an_attention_of_your_own_and_a_missing_tokenizer_are_refused(tmp_path: Path) -> None:
+    own = GPT2(24, 32, 24, 4, 40, 2, attention=ALiBi, position="none")
+    with pytest.raises(InputError, match="the page's engine has no ALiBi, which is your own"):
+        gpt2lab.export(own, "html", tmp_path / "x.html", tokenizer=LETTERS)
+    with pytest.raises(InputError, match="a file of html holds its tokenizer"):
+        gpt2lab.export(drawn(GPT2(24, 32, 24, 4, 40, 2)), "html", tmp_path / "x.html")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_engine_is_the_one_whose_hash_is_committed() -> None:
+    told = (PAGE / "engine.wasm.sha256").read_text(encoding="utf-8").split()
+    assert told == [hashlib.sha256((PAGE / "engine.wasm").read_bytes()).hexdigest(), "engine.wasm"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("wasm-ld") is None, reason="clang and lld are not installed")
+def test_the_engine_that_is_built_again_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = drawn(GPT2(23, 32, 24, 4, 40, 2, position="rope", num_kv_heads=2, window=5, sinks=True, qk_norm=True))
+    (ids,) = random_text(23, 32, 1)
+    before = Wasm(model, packed(model)).read(ids.tolist())
+    subprocess.run([PAGE / "build.sh", tmp_path / "engine.wasm"], check=True)
+    monkeypatch.setattr(html_page, "PAGE", tmp_path)
+    torch.testing.assert_close(Wasm(model, packed(model)).read(ids.tolist()), before, rtol=0, atol=1e-6)
+
+
+# In the browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+class Opened:
+    """A page that was opened from a file, and what went wrong on it."""
+
+    def __init__(self, browser: Browser, path: Path, **options: Any) -> None:
+        context = browser.new_context(**options)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        self.page: Page = context.new_page()
+        self.wrong: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+        self.is_ready()
+
+    def is_ready(self) -> None:
+        self.page.locator("#start:enabled").wait_for(timeout=LONG)
+
+    def option(self, label: str, value: object) -> None:
+        if not self.page.get_by_label(label).is_visible():
+            self.page.get_by_text("Options").click()
+        self.page.get_by_label(label).fill(str(value))
+
+    def write(self, prompt: str, button: str = "Write") -> str:
+        self.page.locator("textarea").first.fill(prompt)
+        self.page.get_by_role("button", name=button).click()
+        self.is_ready()
+        return self.text
+
+    @property
+    def text(self) -> str:
+        return self.page.locator("#text").text_content() or ""
+
+    @property
+    def status(self) -> str:
+        return self.page.get_by_role("status").text_content() or ""
+
+
+def made(model: GPT2, tokenizer: Tokenizer, path: Path) -> Path:
+    gpt2lab.export(model, "html", path, tokenizer=tokenizer)
+    return path
+
+
+def model_with(tokenizer: Tokenizer, **switches: Any) -> GPT2:
+    return drawn(GPT2(tokenizer.vocab_size, 32, 24, 4, 40, 2, **switches))
+
+
+@pytest.mark.parametrize(
+    ("switches", "tokenizer"),
+    [({"position": "rope", "num_kv_heads": 2, "window": 5}, LETTERS), ({"window": (5, None), "sinks": True}, WORDS)],
+    ids=["endless", "learned"],
+)
+def test_greedy_text_is_pythons_for_500_tokens(
+    switches: dict[str, Any], tokenizer: Tokenizer, browser: Browser, tmp_path: Path
+) -> None:
+    model = model_with(tokenizer, **switches)
+    opened = Opened(browser, made(model, tokenizer, tmp_path / "page.html"))
+    opened.option("Temperature", 0)
+    opened.option("Tokens", 500)
+    prompt = "the night " if tokenizer is WORDS else "abc "
+    found = opened.write(prompt)
+    ids = torch.from_numpy(tokenizer.encode(prompt))[None]
+    ours = gpt2lab.generate(rounded(model, "int8"), ids, 500, step="eager", temperature=0)[0].tolist()
+    assert found == tokenizer.decode(ours)
+    assert "500 tokens" in opened.status
+    assert (opened.wrong, len(opened.asked)) == ([], 1)  # the file itself
+
+
+@pytest.mark.slow
+def test_it_writes_stops_goes_on_and_repeats_what_a_seed_wrote(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, made(model_with(LETTERS), LETTERS, tmp_path / "page.html"))
+    assert len(opened.write("")) >= 500  # without any choice
+    opened.option("Seed", 7)
+    opened.option("Tokens", 300)
+    first = opened.write("abc")
+    assert opened.write("abc") == first
+    assert len(opened.write("abc", "Continue")) > len(first) + 250
+    assert opened.text.startswith(first)
+    opened.option("Seed", 8)
+    assert opened.write("abc") != first
+    opened.option("Stop at this text", first[20:22])
+    opened.option("Seed", 7)
+    assert opened.write("abc") == "abc" + first[3 : first.index(first[20:22], 3)]
+    opened.option("Stop at this text", "")
+    opened.option("Tokens", 10_000_000)
+    opened.page.locator("textarea").first.focus()
+    opened.page.keyboard.press("Control+Enter")
+    opened.page.locator("#stop:enabled").wait_for()
+    opened.page.keyboard.press("Escape")
+    opened.is_ready()
+    opened.page.get_by_role("button", name="Write").click()
+    opened.page.get_by_role("button", name="Stop").click()
+    opened.is_ready()
+    opened.page.get_by_role("button", name="Copy").click()
+    assert opened.page.evaluate("navigator.clipboard.readText()") == opened.text
+    assert opened.wrong == []
+
+
+@pytest.mark.slow
+def test_sampling_options_keep_what_they_say(browser: Browser, tmp_path: Path) -> None:
+    model = model_with(LETTERS, position="rope", window=5)
+    opened = Opened(browser, made(model, LETTERS, tmp_path / "page.html"))
+    opened.option("Tokens", 300)
+    opened.option("Top k", 1)
+    likeliest = opened.write("abc")
+    opened.option("Top k", "")
+    for label, value in [("Top p", 1e-9), ("Min p", 1), ("Temperature", 1e-6)]:
+        opened.option(label, value)
+        assert opened.write("abc") == likeliest
+        opened.option(label, 0.8 if label == "Temperature" else "")
+    assert opened.write("abc") != likeliest
+
+
+def test_words_are_encoded_as_the_tokenizer_does(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, made(model_with(WORDS), WORDS, tmp_path / "page.html"))
+    for text in [
+        "The king's 12 queens don't  speak\n\n of Zoë's 中文",
+        " a",
+        "  \n x ",
+        "👨‍👩 é\t½",
+        "<|endoftext|>",
+        "'ll'",
+    ]:
+        assert opened.page.evaluate("text => encode(text)", text) == WORDS.encode(text).tolist(), text
+
+
+def writing(text: str, tokenizer: CharTokenizer) -> GPT2:
+    """A model that writes exactly this text, whatever it reads: the position alone says what comes next."""
+    length = len(text) + 1
+    model = GPT2(tokenizer.vocab_size, length, 2 * length, 1, 4, 1, tie_embeddings=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.final_norm.weight.fill_(1)
+        for place, character in enumerate(text):
+            model.embeddings.position.weight[place, place] = 1
+            model.lm_head.weight[tokenizer.stoi[character], place] = 1
+    return model
+
+
+def test_a_model_that_writes_html_is_shown_doing_so(browser: Browser, tmp_path: Path) -> None:
+    evil = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
+    tokenizer = CharTokenizer(evil)
+    model = writing(evil, tokenizer)
+    html_page.write(model, tokenizer, packed(model), html_page.About("<b>evil</b>"), tmp_path / "page.html")
+    opened = Opened(browser, tmp_path / "page.html")
+    opened.option("Temperature", 0)
+    opened.option("Tokens", len(evil))
+    assert opened.write("<") == "<" + evil
+    assert opened.page.title() == "<b>evil</b>"
+    assert opened.page.locator("#text script, #text img, h1 b").count() == 0
+    assert opened.write(evil[:5]).startswith(evil[:5])
+    assert len(opened.asked) == 1
+
+
+def test_a_prompt_with_unknown_characters_is_told(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, made(model_with(LETTERS), LETTERS, tmp_path / "page.html"))
+    assert opened.write("Zoë") == ""
+    assert opened.status == "The model does not know Z ë"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_is_used_by_keyboard(scheme: Any, browser: Browser, tmp_path: Path) -> None:
+    path = made(model_with(LETTERS), LETTERS, tmp_path / "page.html")
+    opened = Opened(browser, path, viewport={"width": 360, "height": 640}, color_scheme=scheme)
+    opened.write("abc")
+    page = opened.page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 24)"
+    assert dark == (scheme == "dark")
+    page.get_by_role("tab", name="Write").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", name="About").get_attribute("aria-selected") == "true"
+    assert page.get_by_text("what that costs was not measured").is_visible()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("textarea").first.is_visible()
+
+
+@pytest.mark.slow
+def test_a_run_says_what_rounding_costs_and_nothing_of_where_it_lay(
+    modern: Path, browser: Browser, tmp_path: Path
+) -> None:
+    exported = gpt2lab.export(modern, "html", tmp_path / "page.html")
+    assert exported.agreement.difference < 1e-4
+    opened = Opened(browser, tmp_path / "page.html")
+    opened.page.get_by_role("tab", name="About").click()
+    found = gpt2lab.evaluate(modern, split="test", contexts=(), weights="int8")
+    assert f"{found.loss:.4f} nats per token on rhyme.txt, test part" in opened.page.locator("#about").inner_text()
+    assert f"changes the loss by {found.rounding:+.4f}" in opened.page.locator("#about").inner_text()
+    written = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert str(modern.parent) not in written
+    described = json.loads(written.split('id="model">')[1].split("</script>")[0])
+    assert described["settings"][:3] == [gpt2lab.load(modern)[0].config.vocab_size, 16, 32]
