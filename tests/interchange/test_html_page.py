@@ -62,11 +62,11 @@ def test_the_default_model_is_less_than_one_and_a_half_megabytes(tmp_path: Path)
 
 
 def test_an_attention_of_your_own_and_a_missing_tokenizer_are_refused(tmp_path: Path) -> None:
-    own = GPT2(24, 32, 24, 4, 40, 2, attention=ALiBi, position="none")
+    own = GPT2(26, 32, 24, 4, 40, 2, attention=ALiBi, position="none")
     with pytest.raises(InputError, match="the page's engine has no ALiBi, which is your own"):
         gpt2lab.export(own, "html", tmp_path / "x.html", tokenizer=LETTERS)
     with pytest.raises(InputError, match="a file of html holds its tokenizer"):
-        gpt2lab.export(drawn(GPT2(24, 32, 24, 4, 40, 2)), "html", tmp_path / "x.html")
+        gpt2lab.export(drawn(GPT2(26, 32, 24, 4, 40, 2)), "html", tmp_path / "x.html")
     assert [*tmp_path.iterdir()] == []
 
 

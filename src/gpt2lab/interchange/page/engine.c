@@ -5,6 +5,7 @@
 // makes floats of them all, since computing with 8 bits is slower here. The same algorithm: generation/native.cpp.
 
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
+typedef int i4 __attribute__((vector_size(16)));
 typedef struct { const float *weight, *bias; int rows, columns; } Linear;
 typedef struct { const float *scale, *bias; } Norm;
 typedef struct {
@@ -40,26 +41,29 @@ void *room(unsigned long bytes) {
   return (void *)begin;
 }
 
-static float exponential(float x) {  // to 2e-7 of itself
-  if (x < -87) return 0;
-  if (x > 88) x = 88;
-  int k = (int)(x * 1.44269504f + (x < 0 ? -0.5f : 0.5f));
-  float r = x - k * 0.693145752f - k * 1.42860677e-6f;
-  float p = 1 + r * (1 + r * (0.5f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
-  union { int bits; float value; } power = {(k + 127) << 23};
-  return p * power.value;
+static v4 all(float x) { return (v4){x, x, x, x}; }
+
+static v4 pick(i4 where, v4 these, v4 others) { return (v4)((where & (i4)these) | (~where & (i4)others)); }
+
+static v4 exponential(v4 x) {  // to 2e-7 of itself
+  x = pick((i4)(x < -87), all(-87), pick((i4)(x > 88), all(88), x));
+  v4 turns = x * 1.44269504f;
+  i4 k = __builtin_convertvector(turns + pick((i4)(turns < 0), all(-0.5f), all(0.5f)), i4);
+  v4 whole = __builtin_convertvector(k, v4), r = x - whole * 0.693145752f - whole * 1.42860677e-6f;
+  v4 p = 1 + r * (1 + r * (0.5f + r * (1 / 6.f + r * (1 / 24.f + r * (1 / 120.f + r * (1 / 720.f))))));
+  return p * (v4)((k + 127) << 23);
 }
 
-static float activated(float x) {
-  if (m.activation == RELU) return x > 0 ? x : 0;
+static v4 activated(v4 x) {
+  if (m.activation == RELU) return pick((i4)(x > 0), x, all(0));
   if (m.activation == GELU_TANH) {
-    float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+    v4 inner = 0.7978845608f * (x + 0.044715f * x * x * x);
     return x * (1 - 1 / (exponential(2 * inner) + 1));  // (1 + tanh) / 2
   }
-  float z = (x < 0 ? -x : x) * 0.7071067812f, t = 1 / (1 + 0.3275911f * z);  // Abramowitz and Stegun, 7.1.26
-  float series = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  float rest = 0.5f * series * exponential(-z * z);  // of the normal distribution, beyond |x|
-  return x * (x < 0 ? rest : 1 - rest);
+  v4 z = pick((i4)(x < 0), -x, x) * 0.7071067812f, t = 1 / (1 + 0.3275911f * z);  // Abramowitz and Stegun, 7.1.26
+  v4 series = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  v4 rest = 0.5f * series * exponential(-z * z);  // of the normal distribution, beyond |x|
+  return x * pick((i4)(x < 0), rest, 1 - rest);
 }
 
 static float dot(const float *a, const float *b, int n) {
@@ -71,6 +75,12 @@ static float dot(const float *a, const float *b, int n) {
   float total = (s[0] + s[1]) + (s[2] + s[3]);
   for (; i < n; i++) total += a[i] * b[i];
   return total;
+}
+
+static void add(float *y, float factor, const float *x, int n) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) *(v4 *)(y + i) += factor * *(const v4 *)(x + i);
+  for (; i < n; i++) y[i] += factor * x[i];
 }
 
 static void linear(float *y, const Linear *l, const float *x) {
@@ -122,13 +132,13 @@ static void attend(Layer *l, int position, const float *turn) {
       m.scores[s] = dot(queries + h * D, l->keys + (unsigned long)s * K * D + shared, D) * scale;
       if (m.scores[s] > most) most = m.scores[s];
     }
-    float total = l->sinks ? exponential(l->sinks[h] - most) : 0;
+    for (int s = 0; s < seen; s += 4) *(v4 *)(m.scores + s) = exponential(*(v4 *)(m.scores + s) - most);
+    float total = l->sinks ? exponential(all(l->sinks[h] - most))[0] : 0;
     for (int i = 0; i < D; i++) out[i] = 0;
     for (int s = 0; s < seen; s++) {
-      float weight = exponential(m.scores[s] - most);
       const float *value = l->values + (unsigned long)s * K * D + shared;
-      total += weight;
-      for (int i = 0; i < D; i++) out[i] += weight * value[i];
+      total += m.scores[s];
+      add(out, m.scores[s], value, D);
     }
     for (int i = 0; i < D; i++) out[i] /= total;
   }
@@ -147,7 +157,7 @@ float *step(int token, int position, const float *turn) {
     for (int i = 0; i < m.width; i++) m.x[i] += m.normed[i];
     layer_norm(m.normed, &l->feed_forward_norm, m.x);
     linear(m.inner, &l->expand, m.normed);
-    for (int i = 0; i < m.hidden; i++) m.inner[i] = activated(m.inner[i]);
+    for (int i = 0; i < m.hidden; i += 4) *(v4 *)(m.inner + i) = activated(*(v4 *)(m.inner + i));
     linear(m.normed, &l->contract, m.inner);
     for (int i = 0; i < m.width; i++) m.x[i] += m.normed[i];
   }
@@ -213,7 +223,8 @@ void begin(const int *settings, float epsilon, const unsigned char *weights) {
     l->values = room(4ul * l->slots * m.kv_heads * m.head_dim);
   }
   m.final_norm = norm();
+  // Four floats are computed at once, so that what has another number of them has room for some more.
   m.x = room(4ul * m.width), m.normed = room(4ul * m.width), m.mixed = room(4ul * m.width);
-  m.qkv = room(4ul * projected), m.inner = room(4ul * m.hidden);
-  m.scores = room(4ul * most), m.logits = room(4ul * m.vocabulary);
+  m.qkv = room(4ul * projected), m.inner = room(4ul * m.hidden + 16);
+  m.scores = room(4ul * most + 16), m.logits = room(4ul * m.vocabulary);
 }
