@@ -292,6 +292,23 @@ def test_a_context_of_one_window_holds_in_llama_cpp(position: Any, tmp_path: Pat
     assert "choices" not in llama_cpp(path, [1] * 10, 1, context=512)  # refused
 
 
+def test_llama_cpps_file_names_its_end_of_text(tmp_path: Path) -> None:
+    import gguf
+
+    padded = BPE.padded(BPE.vocab_size + 2)
+    gpt2lab.export(model_with(padded.vocab_size), "gguf", tmp_path / "x.gguf", tokenizer=padded)
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    names, end = fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.eos_token_id"].contents()
+    assert (end, names[end]) == (padded.end_of_text, "<|endoftext|>")
+    assert names[-1] == f"<|unused {padded.vocab_size - 1}|>"
+
+
+def test_a_model_in_half_precision_or_with_a_context_of_one_token_goes_out_too(tmp_path: Path) -> None:
+    gpt2lab.export(model_with().bfloat16(), "hf", tmp_path / "half", tokenizer=LETTERS)
+    gpt2lab.export(drawn(GPT2(24, 1, 24, 4, 40, 2)), "hf", tmp_path / "one", tokenizer=LETTERS)
+    assert gpt2lab.from_pretrained(tmp_path / "one").config.max_seq_len == 1
+
+
 def test_an_activation_that_llama_cpp_has_not_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"llama\.cpp has no relu in these classes, only gelu_tanh"):
         gpt2lab.export(model_with(activation="relu"), "gguf", tmp_path / "x.gguf", tokenizer=LETTERS)

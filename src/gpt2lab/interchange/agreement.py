@@ -67,7 +67,8 @@ def compared(
         differences.append((ours - theirs)[~theirs.isnan()].abs().max())
     difference = torch.stack(differences).max().item()
     ours = model(text)[0].log_softmax(-1)[len(prompt) - 1 : -1]
-    behind = (ours.max(-1).values - ours[range(tokens), written]).max().item()  # 0 where they are our choice as well
+    choices = ours.max(-1).values - ours[range(tokens), written]  # 0 where theirs is ours as well
+    behind = choices.max().item() if tokens else 0.0
     if not (difference <= tolerance and behind <= 2 * max(difference, NEAR_TIE)):
         raise InputError(
             f"{engine} computes something else: its log-probabilities differ by {difference:.2g} nats, and its greedy "

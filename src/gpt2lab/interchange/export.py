@@ -1,8 +1,11 @@
 """``gpt2lab export``: a model for other engines, checked with the engine that reads it."""
 
+import copy
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.errors import InputError
@@ -79,6 +82,8 @@ def export(
     out, run = Path(out), None
     if isinstance(run_or_model, GPT2):
         model = run_or_model
+        if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.float64):
+            model = copy.deepcopy(model).cpu().float()
     else:
         run = Path(run_or_model)
         own = find_checkpoint(run, asked.checkpoint, WEIGHTS)

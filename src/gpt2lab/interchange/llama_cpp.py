@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2lab.data.tokenizers import Tokenizer, byte_letters
+from gpt2lab.data.tokenizers import END_OF_TEXT, Tokenizer, byte_letters
 from gpt2lab.errors import InputError
 from gpt2lab.interchange.agreement import Agreement, compared
 from gpt2lab.interchange.families import Family, GPT2Family, GPTBigCodeFamily, NanoGPTFamily, Starcoder2Family, stock
@@ -109,7 +109,9 @@ def _add_vocabulary(writer: Any, tokenizer: Tokenizer) -> None:
     kinds = [gguf.TokenType.NORMAL if text else gguf.TokenType.CONTROL for text in texts]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([text or f"<|{id_}|>" for id_, text in enumerate(texts)])
+    names = {id_: f"<|unused {id_}|>" for id_, text in enumerate(texts) if not text}
+    names[tokenizer.end_of_text] = END_OF_TEXT
+    writer.add_token_list([names.get(id_, text) for id_, text in enumerate(texts)])
     writer.add_token_types(kinds)
     writer.add_token_merges([" ".join(pair) for pair in pairs])
     writer.add_bos_token_id(tokenizer.end_of_text)
