@@ -367,7 +367,7 @@ def test_random_architectures_are_drawn_again_by_their_seed_and_ranked(
     assert re.findall(r"<tr><td>([\w-]+)</td>", arms_table) == [cell["arm"] for cell in ranked]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_ray_cluster_gives_the_same_numbers(rhyme_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     arguments = ["--variants", "original,modern", "--contexts", 8, "--seeds", 2, "--text", rhyme_file, *SIZES]

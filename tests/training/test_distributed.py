@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("distributed")
 ROOT = Path(__file__).parents[2]
 WAYS = ["ddp-adamw-1", "ddp-adamw-2", "ddp-muon-1", "ddp-muon-2"]
 WAYS += [way.replace("ddp", "fsdp") for way in WAYS]
-SEVERAL = [2, pytest.param(4, marks=pytest.mark.slow)]
+SEVERAL = [2, pytest.param(4, marks=pytest.mark.long)]
 
 
 def environment() -> dict[str, str]:
@@ -290,7 +290,7 @@ def test_a_signal_to_one_process_is_a_signal_to_all(rhyme_file: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("hung", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_hangs_is_named(rhyme_file: Path, tmp_path: Path, hung: int) -> None:
     process = start(2, tmp_path / "run", rhyme_file, "--timeout", 20)
     wait_for_checkpoint(tmp_path / "run", process)

@@ -61,10 +61,14 @@ def export(
 
     Args:
         run_or_model: run folder, a folder of ``model.save``, or a model.
-        format: see :class:`gpt2lab.interchange.settings.ExportSettings`, which has the further options, too.
+        format: "hf" (Transformers), "gguf" (llama.cpp), "onnx" (ONNX Runtime) or "html" (one file for a browser).
         out: folder or file.
-        dtype, cap_context, checkpoint, attention, force: see there.
+        dtype: how "gguf" stores the matrices: "f32", "f16" or "q8_0".
+        cap_context: write "gguf" of a model with a window, with a context of one window.
+        checkpoint: the best of a run, by validation loss, or the last.
+        attention: your own mechanism, for a run that was trained with it.
         tokenizer: of a model that is given as such; a folder has its own.
+        force: write over what is there.
 
     Raises:
         InputError: no such run; the engine cannot express the model, is not installed, or computes something else; or

@@ -26,7 +26,8 @@ def from_pretrained(
         name_or_dir: a folder of Transformers (GPT2LMHeadModel, GPTBigCodeForCausalLM, Starcoder2ForCausalLM); a model
             of the Hugging Face hub, such as ``"gpt2"`` or ``"gpt2-xl"``, which is downloaded once; weights of nanoGPT
             or minGPT, as safetensors or as torch saved them.
-        num_heads, activation: what such weights may not say: see :class:`gpt2lab.interchange.settings.SourceSettings`.
+        num_heads: query heads, where such weights do not say how many.
+        activation: of the feed-forward network, likewise; None: that of nanoGPT or minGPT.
 
     Returns:
         the model, in evaluation mode, in float32 (or float64, if the source is).
@@ -56,7 +57,8 @@ def import_model(
         name_or_dir: as in :func:`from_pretrained`.
         out: the folder.
         tokenizer: ``"gpt2"``, or the path of a tokenizer.json; None: the source's.
-        num_heads, activation: as in :func:`from_pretrained`.
+        num_heads: as in :func:`from_pretrained`.
+        activation: likewise.
         force: write into a folder that holds something already; files of the same names are replaced.
 
     Returns:
