@@ -97,7 +97,8 @@ def test_a_folder_of_transformers_computes_the_same_here(
     ids = random_text(ours.config.vocab_size, ours.config.max_seq_len)
     assert ours.dtype == theirs.dtype
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids), logits_of(theirs, ids), rtol=0, atol=1e-10 if double else 1e-5)
+        exact = double and kind != "starcoder2"  # whose rotary tables are float32 in every precision
+        torch.testing.assert_close(ours(ids), logits_of(theirs, ids), rtol=0, atol=1e-10 if exact else 1e-5)
 
 
 def test_weights_in_half_precision_are_read_as_float32(tmp_path: Path) -> None:
