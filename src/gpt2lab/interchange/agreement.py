@@ -54,7 +54,7 @@ def compared(
     prompt = torch.randint(V, (min(PROMPT, T),), generator=torch.Generator().manual_seed(0)).tolist()
     windows = [layer.slots for layer in model.cached]
     tokens = max(window or 0 for window in windows) + BEYOND if model.endless else min(T - len(prompt), USUAL)
-    written = greedy(prompt, tokens)[:tokens]
+    written = greedy(prompt, tokens)[:tokens] if tokens else []  # a context of one token leaves no room
     if len(written) < tokens or not all(0 <= id_ < V for id_ in written):
         raise InputError(f"{engine} writes {len(written)} ids of this vocabulary where {tokens} were asked for")
     text = torch.tensor([prompt + written])
