@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gpt2lab.config import Variant, variant_switches
+from gpt2lab.data import CharTokenizer
 from gpt2lab.generation import Engine, Sampling
 from gpt2lab.hardware import describe_machine, peak_memory
+from gpt2lab.interchange.llama_cpp import write as write_gguf
+from gpt2lab.interchange.settings import Stored
 from gpt2lab.model import GPT2
 from gpt2lab.plots import new_plot, save_plot
 
@@ -108,55 +111,13 @@ def transformers(model: GPT2) -> Write:
     return write
 
 
-def write_gguf(model: GPT2, path: Path, stored: str) -> None:
-    """The model as a file of llama.cpp, whose vocabulary is made up: only ids are read and written here."""
-    import gguf
-
-    kinds = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
-    kind = kinds.get(stored, gguf.GGMLQuantizationType.Q8_0)
-    c, w = model.config, {name: tensor.numpy() for name, tensor in model.weights().items()}
-    writer = gguf.GGUFWriter(path, "gpt2")
-    writer.add_context_length(c.max_seq_len)
-    writer.add_embedding_length(c.embed_dim)
-    writer.add_feed_forward_length(c.ff_hidden_dim)
-    writer.add_block_count(c.num_layers)
-    writer.add_head_count(c.num_heads)
-    writer.add_layer_norm_eps(c.layer_norm_epsilon)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([f"t{id_}" for id_ in range(c.vocab_size)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * c.vocab_size)
-    writer.add_token_merges(["t 0"])
-    writer.add_eos_token_id(0)
-    names = {"token_embd": "embeddings.token", "position_embd": "embeddings.position", "output_norm": "final_norm"}
-    for layer in range(c.num_layers):
-        ours, theirs = f"blocks.{layer}", f"blk.{layer}"
-        names |= {
-            f"{theirs}.attn_norm": f"{ours}.attention_norm",
-            f"{theirs}.attn_qkv": f"{ours}.attention.query_key_value",
-            f"{theirs}.attn_output": f"{ours}.attention.output",
-            f"{theirs}.ffn_norm": f"{ours}.feed_forward_norm",
-            f"{theirs}.ffn_up": f"{ours}.feed_forward.expand",
-            f"{theirs}.ffn_down": f"{ours}.feed_forward.contract",
-        }
-    for theirs, name in names.items():
-        for part in ("weight", "bias"):
-            if (tensor := w.get(f"{name}.{part}")) is not None:
-                matrix = tensor.ndim == 2 and theirs != "position_embd"
-                stored_as = kind if matrix else gguf.GGMLQuantizationType.F32
-                writer.add_tensor(f"{theirs}.{part}", gguf.quants.quantize(tensor, stored_as), raw_dtype=stored_as)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def llama_cpp(model: GPT2, folder: Path, stored: str, threads: int, rows: int) -> Write:
+def llama_cpp(model: GPT2, folder: Path, stored: Stored, threads: int, rows: int) -> Write:
     import xllamacpp
 
     path = folder / f"{id(model)}-{stored}.gguf"
     if not path.exists():
-        write_gguf(model, path, stored)
+        letters = CharTokenizer(map(chr, range(0x21, 0x20 + model.config.vocab_size)))  # only ids are read and written
+        write_gguf(model, letters, path, stored)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
