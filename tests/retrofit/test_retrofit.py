@@ -48,6 +48,8 @@ def test_a_saved_model_needs_a_text_and_a_length(original: Path, rhyme_file: Pat
     model.save(tmp_path / "saved", tokenizer)
     with pytest.raises(InputError, match=r"nothing says how many tokens .* add --max-steps"):
         gpt2lab.retrofit(tmp_path / "saved", window=4, text=str(rhyme_file), out=tmp_path / "new")
+    with pytest.raises(InputError, match="has no max_epochs; give share, or max_steps"):
+        gpt2lab.retrofit(original, window=4, max_epochs=2, out=tmp_path / "new")
     with pytest.raises(InputError, match="--out is missing"):
         gpt2lab.retrofit(original, window=4)
     found = gpt2lab.retrofit(

@@ -11,8 +11,8 @@ from gpt2lab.retrofit.settings import RetrofitSettings
 from gpt2lab.runs.settings import DataSettings, TrainerConfig
 
 
-@with_flags({"Switches": RetrofitSettings, "Training": TrainerConfig, "Text": DataSettings}, defaults={"out": ""})
-def retrofit(source: Path, /, *, options: object = None) -> int:
+@with_flags({"Switches": RetrofitSettings, "Training": TrainerConfig, "Text": DataSettings}, ("out", "max_epochs"))
+def retrofit(source: Path, /, *, out: Path, options: object = None) -> int:
     """Give a trained model shared key/value heads, rotary positions or a window, and train it a little further.
 
     It tells the loss before, right after and along the further training. The folder --out is a run like others.
@@ -21,11 +21,13 @@ def retrofit(source: Path, /, *, options: object = None) -> int:
     ----------
     source
         Run folder, or one that `gpt2lab import` wrote.
+    out
+        Folder for the run with the new switches.
     """
     from gpt2lab.retrofit.run import PICTURE
     from gpt2lab.retrofit.run import retrofit as retrofit_run
 
-    found = retrofit_run(source, **given(options))
+    found = retrofit_run(source, out=out, **given(options))
     table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("validation loss, nats per token")
     for column in ("loss", "against before"):

@@ -78,6 +78,8 @@ def retrofit(source: str | Path, **given: Any) -> Retrofit:
     training = {**begun, **{name: value for name, value in options.items() if name not in options_of(RetrofitSettings)}}
     usual = TrainerConfig(**part(training, TrainerConfig))
     per_step = usual.batch_size * usual.accumulation_steps * model.config.max_seq_len
+    if "max_epochs" in options:
+        raise InputError("retrofit has no max_epochs; give share, or max_steps")
     if "max_steps" not in options:
         if seen is None:
             raise InputError(f"nothing says how many tokens {source} was trained with; add --max-steps")
