@@ -435,13 +435,15 @@ class Trainer:
     def _windows_of_step(self) -> Iterator[None]:
         """The windows of this step, on a geometric way from ``start_window`` to the model's own; then its own again."""
         start, context = self.config.start_window, self.model.config.max_seq_len
-        stage = min(1.0, 2 * WINDOW_STAGES * self.state.step // self.steps / WINDOW_STAGES)
+        stage = 2 * WINDOW_STAGES * self.state.step // self.steps / WINDOW_STAGES
+        if start is None or stage >= 1:
+            yield
+            return
         mechanisms = [block.attention.mechanism for block in self.model.blocks]
         own = [mechanism.window for mechanism in mechanisms]
         try:
             for mechanism, window in zip(mechanisms, own, strict=True):
-                if start is not None and stage < 1:
-                    mechanism.window = round(start ** (1 - stage) * (window or context) ** stage)
+                mechanism.window = round(start ** (1 - stage) * (window or context) ** stage)
             yield
         finally:
             for mechanism, window in zip(mechanisms, own, strict=True):
