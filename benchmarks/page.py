@@ -31,7 +31,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, model in MODELS.items():
             path = folder / "page.html"
-            html_page.write(model, tokenizer, html_page.packed(model), html_page.About(name), path)
+            html_page.write(model, tokenizer, html_page.packed(model), path, name)
             page = browser.new_page()
             page.goto(path.as_uri())
             speeds = []

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -15,20 +16,21 @@ from tests.interchange.made import drawn, gpt2
 ROOT = Path(__file__).parents[1]
 
 
+def run_notebook(name: str) -> tuple[list[Any], str]:
+    """Run every cell of an example: all outputs, and what was printed."""
+    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return outputs, "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom_and_answers() -> None:
-    notebook = nbformat.read(ROOT / "examples" / "own_attention.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
-    printed = "".join(
-        output["text"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "stream"
-    )
+    outputs, printed = run_notebook("own_attention.ipynb")
     assert "this attention reads the future: position 0 reads 1" in printed
     assert "ALiBi is causal" in printed
     assert re.search(r"ALiBi minus original: [+-]0\.\d{4} nats .*: (better|worse|no difference shown)", printed)
-    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [output.get("data", {}) for output in outputs]
     assert sum("image/png" in data for data in shown) == 1
     (table,) = [html for data in shown if "<table>" in (html := data.get("text/html", ""))]
     assert "ALiBi</td><td>test_loss" in table
@@ -43,14 +45,7 @@ def test_the_notebook_of_gpt2_runs_on_a_small_stand_in(
     drawn(gpt2(vocab_size=tokenizer.vocab_size, n_positions=64)).save_pretrained(tmp_path)
     for name, value in {"GPT2": tmp_path, "TEXT": rhyme_file, "STEPS": 3}.items():
         monkeypatch.setenv(name, str(value))
-    notebook = nbformat.read(ROOT / "examples" / "gpt2.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
-    printed = "".join(
-        output["text"]
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "stream"
-    )
+    _, printed = run_notebook("gpt2.ipynb")
     (difference,) = re.findall(r"largest difference of a logit: (\S+)", printed)
     assert float(difference) < 1e-5
     assert len(re.findall(r"right after, (num_kv_heads|position|together): \d\.\d{3}", printed)) == 3

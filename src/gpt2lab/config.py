@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from gpt2lab.errors import InputError
-from gpt2lab.options import check, option
+from gpt2lab.options import check, option, options_of, spelled
 from gpt2lab.reading import MOST_WHOLE, shortly
 
 Position = Literal["learned", "rope", "none"] | tuple[Literal["rope", "none"], ...]
@@ -287,6 +287,12 @@ def variant_switches(variant: Variant, max_seq_len: int, num_heads: int) -> dict
     if variant not in switches:
         raise InputError(f"unknown variant {variant!r}; known are {', '.join(switches)}")
     return switches[variant]
+
+
+def switches_on(model: Switches, num_heads: int) -> dict[str, Any]:
+    """The switches that the original GPT-2, with so many heads, has not on, as flags have them."""
+    usual, given = spelled(Switches()) | {"num_kv_heads": num_heads}, spelled(model)
+    return {name: given[name] for name in options_of(Switches) if given[name] not in (None, usual[name])}
 
 
 def random_architecture(seed: int, max_seq_len: int, **given: Any) -> dict[str, Any]:

@@ -223,6 +223,13 @@ def test_a_run_is_exported_with_a_card_that_tells_its_loss(modern: Path, command
     assert gpt2lab.load(tmp_path / "back")[1].fingerprint() == gpt2lab.load(modern)[1].fingerprint()
 
 
+def test_a_card_of_gpt2_itself_names_no_switch(tmp_path: Path) -> None:
+    """As many key/value heads as query heads are none, however they were asked for."""
+    gpt2lab.export(model_with(num_kv_heads=4), "hf", tmp_path / "hf", tokenizer=LETTERS)
+    card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    assert "Switches: none: it is the original GPT-2." in card
+
+
 # llama.cpp
 
 

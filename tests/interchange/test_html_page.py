@@ -57,7 +57,7 @@ def test_the_engine_computes_what_the_textbook_does_for_every_switch(switches: d
 def test_the_default_model_is_less_than_one_and_a_half_megabytes(tmp_path: Path) -> None:
     model = GPT2(85, 64, 128, 4, 512, 3, position="rope", num_kv_heads=2, window=16)
     tokenizer = CharTokenizer(map(chr, range(32, 116)))
-    html_page.write(model, tokenizer, packed(model), html_page.About("default"), tmp_path / "page.html")
+    html_page.write(model, tokenizer, packed(model), tmp_path / "page.html", "default")
     assert 500_000 < (tmp_path / "page.html").stat().st_size < 1_500_000
 
 
@@ -244,7 +244,7 @@ def test_a_model_that_writes_html_is_shown_doing_so(browser: Browser, tmp_path: 
     evil = "<script>document.title='x'</script><img src=x onerror=\"document.title='x'\">"
     tokenizer = CharTokenizer(evil)
     model = writing(evil, tokenizer)
-    html_page.write(model, tokenizer, packed(model), html_page.About("<b>evil</b>"), tmp_path / "page.html")
+    html_page.write(model, tokenizer, packed(model), tmp_path / "page.html", "<b>evil</b>")
     opened = Opened(browser, tmp_path / "page.html")
     opened.option("Temperature", 0)
     opened.option("Tokens", len(evil))

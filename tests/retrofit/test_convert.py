@@ -24,18 +24,24 @@ def assert_same(one: GPT2, other: GPT2, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(one(ids), other(ids), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("heads", ["mean", "first", "aligned"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_heads_that_are_alike_already_are_shared_without_loss(heads: Any, bias: bool) -> None:
-    """What shared heads can say is said: repeated for each query head and shared again, they are the same model."""
-    shared = model_with(num_kv_heads=2, bias=bias)
-    whole = GPT2(V, CONTEXT, C, H, F, LAYERS, bias=bias).double().eval()
+def repeated(shared: GPT2) -> GPT2:
+    """The same function with a key/value head for each query head, of a model with two."""
+    whole = GPT2(V, CONTEXT, C, H, F, LAYERS, bias=shared.config.bias).double().eval()
     weights = shared.weights()
     for name in [name for name in weights if ".query_key_value." in name]:
         q, k, v = weights[name].split([C, C // 2, C // 2])
         k, v = (x.view(2, 6, -1).repeat_interleave(2, 0).reshape(C, *x.shape[1:]) for x in (k, v))
         weights[name] = torch.cat((q, k, v))
     whole.load_state_dict(weights)
+    return whole
+
+
+@pytest.mark.parametrize("heads", ["mean", "first", "aligned"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_that_are_alike_already_are_shared_without_loss(heads: Any, bias: bool) -> None:
+    """What shared heads can say is said: repeated for each query head and shared again, they are the same model."""
+    shared = model_with(num_kv_heads=2, bias=bias)
+    whole = repeated(shared)
     assert_same(whole, shared)
     assert_same(converted(whole, num_kv_heads=2, heads=heads), shared)
 
@@ -58,14 +64,7 @@ def turned(model: GPT2, seed: int) -> GPT2:
 
 def test_aligned_heads_find_each_other_in_other_coordinates() -> None:
     shared = model_with(num_kv_heads=2)
-    whole = GPT2(V, CONTEXT, C, H, F, LAYERS).double().eval()
-    weights = shared.weights()
-    for name in [name for name in weights if ".query_key_value." in name]:
-        q, k, v = weights[name].split([C, C // 2, C // 2])
-        k, v = (x.view(2, 6, -1).repeat_interleave(2, 0).reshape(C, *x.shape[1:]) for x in (k, v))
-        weights[name] = torch.cat((q, k, v))
-    whole.load_state_dict(weights)
-    elsewhere = turned(whole, seed=1)
+    elsewhere = turned(repeated(shared), seed=1)
     assert_same(elsewhere, shared, 1e-4)
     assert_same(converted(elsewhere, num_kv_heads=2, heads="aligned"), shared, 1e-4)
     with pytest.raises(AssertionError):

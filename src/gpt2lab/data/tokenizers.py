@@ -83,6 +83,14 @@ class Tokenizer(Protocol):
             with atomic_write(path) as file:
                 file.write(self.to_json().encode())
 
+    def merges(self) -> list[str]:
+        """The pairs that it merges, in their order, with a space between; none for one of characters."""
+        return [" ".join(pair) for pair in json.loads(self.to_json())["model"]["merges"]]
+
+    def fits(self, vocab_size: int) -> bool:
+        """Whether it can be that of a model with so many ids; one of bare characters lacks ``<|endoftext|>``."""
+        return self.vocab_size in (vocab_size, vocab_size + (self.end_of_text == vocab_size))
+
     def fingerprint(self) -> str:
         """A hash of the definition: equal tokenizers, and only those, have equal ones."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -17,7 +17,7 @@ from gpt2lab.generation.generate import begin
 from gpt2lab.generation.generate import generate as generate_ids
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings, Step
-from gpt2lab.generation.text import Decoder
+from gpt2lab.generation.text import Decoder, usual_prompt
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
 from gpt2lab.options import given_options, method_taking, part
@@ -59,8 +59,7 @@ class Writing:
         if asked.prompt is None and _knows_documents(run):
             self.prompt, self.ids = "", torch.tensor([self.tokenizer.end_of_text])
         else:
-            newline = "\n" if "\n" in getattr(self.tokenizer, "stoi", "\n") else self.tokenizer.decode([0])
-            self.prompt = newline if asked.prompt is None else asked.prompt
+            self.prompt = usual_prompt(self.tokenizer) if asked.prompt is None else asked.prompt
             self.ids = torch.from_numpy(self.tokenizer.encode(self.prompt))
         if asked.stop == "":
             raise InputError("--stop is empty; give at least one character, or <|endoftext|>")

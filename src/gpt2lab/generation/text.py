@@ -5,6 +5,11 @@ import codecs
 from gpt2lab.data import Tokenizer
 
 
+def usual_prompt(tokenizer: Tokenizer) -> str:
+    """What a text goes on from where nobody gives a prompt: a line break, or else the first token."""
+    return "\n" if "\n" in getattr(tokenizer, "stoi", "\n") else tokenizer.decode([0])
+
+
 class Decoder:
     """Text of one id after the other; a character that several ids spell appears with the last of them.
 

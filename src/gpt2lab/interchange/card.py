@@ -3,13 +3,11 @@
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from gpt2lab.config import GPT2Config, Switches
+from gpt2lab.config import switches_on
 from gpt2lab.errors import InputError
 from gpt2lab.evaluation.runs import RunEvaluation, evaluate_run
 from gpt2lab.model import GPT2
-from gpt2lab.options import spelled
 from gpt2lab.runs.settings import Weights, Which
 
 
@@ -27,16 +25,10 @@ def measured(
     return replace(found, text=Path(found.text).name)  # where it lies on this machine is nobody's business
 
 
-def switches(config: GPT2Config) -> dict[str, Any]:
-    """The switches that the original GPT-2 has not on, as flags have them."""
-    usual = spelled(Switches())
-    return {n: value for n, value in spelled(config).items() if n in usual and value not in (usual[n], None)}
-
-
 def model_card(model: GPT2, kind: str, found: RunEvaluation | None) -> str:
     """The text of README.md."""
     c = model.config
-    on = ", ".join(f"`{name}={value}`" for name, value in switches(c).items())
+    on = ", ".join(f"`{name}={value}`" for name, value in switches_on(c, c.num_heads).items())
     on = on or "none: it is the original GPT-2"
     lines = [
         "---",

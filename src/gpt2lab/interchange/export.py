@@ -93,7 +93,8 @@ def export(
         own = find_checkpoint(run, asked.checkpoint, WEIGHTS)
         model = GPT2.load(own, attention=load_attention(asked.attention))
         tokenizer = load_tokenizer(run / TOKENIZER) if (run / TOKENIZER).exists() else None
-    _check_fit(model, tokenizer)
+    if tokenizer is not None and not tokenizer.fits(V := model.config.vocab_size):
+        raise InputError(f"the tokenizer has {tokenizer.vocab_size:,} ids, and the model {V:,}; give the right one")
     with model.evaluating():
         match asked.format:
             case "hf":
@@ -126,16 +127,5 @@ def _write_page(model: GPT2, tokenizer: Tokenizer, run: Path | None, asked: Expo
         warnings.warn(f"the file will have about {size / 1e6:.0f} MB", stacklevel=3)
     agreement = html_page.check(model, weights)
     found = None if run is None else card.measured(run, asked.checkpoint, asked.attention, "int8")
-    name = "GPT-2" if run is None else run.resolve().name
-    about = html_page.About(name)
-    if found is not None:
-        about = html_page.About(name, found.loss, found.rounding, found.text)
-    html_page.write(model, tokenizer, weights, about, path)
+    html_page.write(model, tokenizer, weights, path, "GPT-2" if run is None else run.resolve().name, found)
     return agreement
-
-
-def _check_fit(model: GPT2, tokenizer: Tokenizer | None) -> None:
-    """Refuse a tokenizer that is another model's; one of bare characters has <|endoftext|> beyond the model's ids."""
-    V = model.config.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size not in (V, V + (tokenizer.end_of_text == V)):
-        raise InputError(f"the tokenizer has {tokenizer.vocab_size:,} ids, and the model {V:,}; give the right one")

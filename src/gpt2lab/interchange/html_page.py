@@ -9,31 +9,26 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpt2lab.config import switches_on
 from gpt2lab.data import Tokenizer
 from gpt2lab.data.tokenizers import byte_letters
 from gpt2lab.errors import InputError
+from gpt2lab.evaluation.runs import RunEvaluation
+from gpt2lab.generation.text import usual_prompt
 from gpt2lab.generation.weights import rounded
 from gpt2lab.interchange.agreement import Agreement, compared
-from gpt2lab.interchange.card import switches
 from gpt2lab.interchange.settings import missing
 from gpt2lab.model import GPT2
 from gpt2lab.model.embeddings import rotary_tables
 
 PAGE = Path(__file__).parent / "page"
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # by the numbers that engine.c knows them by
-
-
-def _merges(tokenizer: Tokenizer) -> list[str] | None:
-    """What a tokenizer merges, as pairs with a space between; None: it knows characters."""
-    found = json.loads(tokenizer.to_json())["model"]["merges"]
-    return [" ".join(pair) for pair in found] or None
 
 
 def settings_of(model: GPT2) -> list[int]:
@@ -139,32 +134,18 @@ class Wasm:
         return torch.stack([self.step(id_, position) for position, id_ in enumerate(ids)])
 
 
-@dataclass(frozen=True)
-class About:
-    """What the page tells of its model.
-
-    Attributes:
-        name: its title.
-        loss: of the rounded model on the text that was measured, nats per token; None: not measured.
-        rounding: what rounding has added to it.
-        text: which text that was.
-    """
-
-    name: str
-    loss: float | None = None
-    rounding: float | None = None
-    text: str = ""
-
-
-def write(model: GPT2, tokenizer: Tokenizer, weights: bytes, about: About, path: Path) -> None:
+def write(
+    model: GPT2, tokenizer: Tokenizer, weights: bytes, path: Path, name: str, measured: RunEvaluation | None = None
+) -> None:
     """Write the page.
 
     Args:
         model: whose settings it has.
         tokenizer: whose tokens it has.
         weights: from :func:`packed`.
-        about: what it tells.
         path: of the file.
+        name: its title.
+        measured: of the rounded model, with what rounding has cost.
     """
     from jinja2 import Environment
     from markupsafe import Markup
@@ -178,15 +159,15 @@ def write(model: GPT2, tokenizer: Tokenizer, weights: bytes, about: About, path:
         "context": c.max_seq_len,
         "endless": model.endless,
         "tokens": [byte_letters(spelled) for spelled in tokenizer.token_bytes],
-        "merges": _merges(tokenizer),
-        "prompt": tokenizer.decode([first_id(tokenizer)]),
+        "merges": tokenizer.merges() or None,
+        "prompt": usual_prompt(tokenizer),
     }
     style, script = (path.read_text(encoding="utf-8") for path in (PAGE / "page.css", PAGE / "page.js"))
     template = Environment(autoescape=True).from_string((PAGE / "page.html").read_text(encoding="utf-8"))
     page = template.render(
-        name=about.name,
+        name=name,
         summary=f"A GPT-2 of {model.num_parameters():,} parameters, in one file",
-        facts=_facts(model, about),
+        facts=_facts(model, measured),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
@@ -198,31 +179,25 @@ def write(model: GPT2, tokenizer: Tokenizer, weights: bytes, about: About, path:
     path.write_text(page, encoding="utf-8")
 
 
-def first_id(tokenizer: Tokenizer) -> int:
-    """What a text goes on from where there is no prompt: a line break, or else the first token."""
-    line_break = [id_ for id_, spelled in enumerate(tokenizer.token_bytes) if spelled == b"\n"]
-    return line_break[0] if line_break else 0
-
-
 def _hash(content: str) -> str:
     """How a content security policy names what it allows."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _facts(model: GPT2, about: About) -> list[tuple[str, str]]:
+def _facts(model: GPT2, measured: RunEvaluation | None) -> list[tuple[str, str]]:
     """What the page tells, with labels."""
     c = model.config
+    on = "; ".join(f"{name} {value}" for name, value in switches_on(c, c.num_heads).items())
     facts = [
         ("Size", f"{c.num_layers} layers, {c.embed_dim} wide, {c.num_heads} heads, {c.vocab_size:,} tokens"),
         ("Context", f"{c.max_seq_len:,} tokens" + (", and beyond it without end" if model.endless else "")),
-        ("Switches", "; ".join(f"{n} {v}" for n, v in switches(c).items()) or "none: it is the original GPT-2"),
+        ("Switches", on or "none: it is the original GPT-2"),
     ]
-    if about.loss is not None and about.rounding is not None:
-        facts.append(("Loss", f"{about.loss:.4f} nats per token on {about.text}"))
-        facts.append(("Rounding", f"matrices have 8 bits here, which changes the loss by {about.rounding:+.4f}"))
-    else:
-        facts.append(("Rounding", "matrices have 8 bits here; what that costs was not measured"))
-    return facts
+    cost = "; what that costs was not measured"
+    if measured is not None:
+        facts.append(("Loss", f"{measured.loss:.4f} nats per token on {measured.text}"))
+        cost = f", which changes the loss by {measured.rounding:+.4f}"
+    return [*facts, ("Rounding", f"matrices have 8 bits here{cost}")]
 
 
 def check(model: GPT2, weights: bytes) -> Agreement:
@@ -230,7 +205,7 @@ def check(model: GPT2, weights: bytes) -> Agreement:
     engine = Wasm(model, weights)
 
     def greedy(prompt: list[int], tokens: int) -> list[int]:
-        logits, written = engine.read(prompt)[-1], [0] * 0
+        logits, written = engine.read(prompt)[-1], list[int]()
         for _ in range(tokens):
             written.append(int(logits.argmax()))
             logits = engine.step(written[-1], len(prompt) + len(written) - 1)

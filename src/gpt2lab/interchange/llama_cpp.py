@@ -103,9 +103,7 @@ def _add_vocabulary(writer: Any, tokenizer: Tokenizer) -> None:
     import gguf
 
     texts = [byte_letters(spelled) for spelled in tokenizer.token_bytes]
-    pairs = json.loads(tokenizer.to_json())["model"]["merges"]
-    if not pairs:
-        pairs = [[text[:n], text[n]] for text in texts for n in range(1, len(text))] or [["Ā", "Ā"]]
+    of_characters = [f"{text[:n]} {text[n]}" for text in texts for n in range(1, len(text))]
     kinds = [gguf.TokenType.NORMAL if text else gguf.TokenType.CONTROL for text in texts]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -113,7 +111,7 @@ def _add_vocabulary(writer: Any, tokenizer: Tokenizer) -> None:
     names[tokenizer.end_of_text] = END_OF_TEXT
     writer.add_token_list([names.get(id_, text) for id_, text in enumerate(texts)])
     writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in pairs])
+    writer.add_token_merges(tokenizer.merges() or of_characters or ["Ā Ā"])  # there has to be one
     writer.add_bos_token_id(tokenizer.end_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(False)

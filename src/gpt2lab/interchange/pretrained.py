@@ -144,8 +144,7 @@ def tokenizer_of(source: Source, vocab_size: int, asked: str | Path | None = Non
         )
     if isinstance(tokenizer, BPETokenizer) and tokenizer.vocab_size < vocab_size:
         return tokenizer.padded(vocab_size)
-    # One more: <|endoftext|>, which a model of bare characters does not have.
-    if tokenizer.vocab_size not in (vocab_size, vocab_size + (tokenizer.end_of_text == vocab_size)):
+    if not tokenizer.fits(vocab_size):
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids, and the model of {source.name} has {vocab_size:,}: they "
             "do not belong together; name the right one with --tokenizer FILE"

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2lab.config import Switches
+from gpt2lab.config import switches_on
 from gpt2lab.errors import InputError
-from gpt2lab.options import options_of, spelled
 from gpt2lab.runs.folder import best_of, checkpoints_of, read_state
-from gpt2lab.runs.settings import ModelSettings, RunSettings
+from gpt2lab.runs.settings import ModelSettings, RunSettings, spell_attention
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,5 @@ def _summary(run: Path) -> RunSummary:
 
 
 def _switches(model: ModelSettings) -> dict[str, Any]:
-    usual = spelled(Switches()) | {"num_kv_heads": model.num_heads, "attention": None}
-    given = spelled(model)
-    return {
-        name: given[name] for name in (*options_of(Switches), "attention") if given[name] not in (None, usual[name])
-    }
+    own = {} if model.attention is None else {"attention": spell_attention(model.attention)}
+    return switches_on(model, model.num_heads) | own
