@@ -90,6 +90,32 @@ def test_a_tokens_logprob_is_the_models_own_whatever_the_filters(
             history = history[-((context + 1) // 2) :]
 
 
+@settings(max_examples=20)
+@given(texts_and_models(), st.sampled_from(["eager", "auto"]), st.integers(1, 60))
+def test_the_likeliest_tokens_are_told_with_each_to_the_texts_that_ask(
+    text: tuple[GPT2, Tensor], step: Any, top: int
+) -> None:
+    model, prompt = text[0].float(), text[1]
+    engine = Engine(model, 2, step=step)
+    asking = engine.add(prompt, Sampling(seed=1), max_tokens=6, top=top)
+    engine.add(prompt, Sampling(seed=2), max_tokens=9)
+    history = prompt if model.endless else prompt[-model.config.max_seq_len :]
+    while engine.rows:
+        for token in engine.step(most=9):
+            if token.row != asking:
+                assert token.top == ()
+                continue
+            with torch.no_grad():
+                logprobs = model(history[None])[0, -1].log_softmax(-1)
+            if len(history) < model.config.max_seq_len:
+                right = logprobs.topk(min(top, len(logprobs))).values.tolist()
+                assert [logprob for _, logprob in token.top] == pytest.approx(right, abs=1e-5)
+                assert [logprob for _, logprob in token.top] == pytest.approx(
+                    logprobs[[id_ for id_, _ in token.top]].tolist(), abs=1e-5
+                )
+            history = torch.cat((history, torch.tensor([token.id])))[-model.config.max_seq_len :]
+
+
 def some_text(n: int, **switches: Any) -> tuple[GPT2, Tensor, list[int]]:
     """A model, a prompt, and what the model writes behind it."""
     model = randomised(GPT2(*SIZES, position="rope", window=4, **switches))

@@ -138,7 +138,7 @@ def log_likelihoods(model: GPT2, pairs: Sequence[Pair]) -> list[tuple[float, boo
 def answer(model: GPT2, tokenizer: Tokenizer, prompt: str, options: dict[str, Any]) -> str:
     """What the model writes behind a prompt, up to one of the texts that end it."""
     until = options.get("until") or []
-    stops = [until] if isinstance(until, str) else list(until)
+    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
     length = int(options.get("max_gen_toks", USUAL_LENGTH))
     context_size = model.config.max_seq_len
     if length >= context_size:
@@ -150,12 +150,8 @@ def answer(model: GPT2, tokenizer: Tokenizer, prompt: str, options: dict[str, An
     sampling = Sampling(temperature=float(options.get("temperature", 1.0)) if warm else 0)
     engine = Engine(model, max_rows=1)
     engine.add(ids.tolist(), sampling, max_tokens=length, stop=[[tokenizer.end_of_text]])
-    decoder, text = Decoder(tokenizer), ""
-    while engine.rows:
+    decoder, text = Decoder(tokenizer, stops), ""
+    while engine.rows and not decoder.ended:
         for token in engine.step():
             text += decoder.add(token.id)
-        if any(stop in text for stop in stops):
-            break
-    text += decoder.end()
-    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]
+    return text + decoder.end()

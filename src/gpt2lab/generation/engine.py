@@ -12,7 +12,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation import library
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import Step
-from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
+from gpt2lab.generation.step import Drawn, EagerStep, NativeStep, Text, unable
 from gpt2lab.model import GPT2, KeyValueCache
 from gpt2lab.runs.settings import Weights
 
@@ -26,12 +26,15 @@ class Token(NamedTuple):
         logprob: its logarithmic probability by the model itself: at temperature 1 and without filters.
         finished: why it is the last one of its text ("stop": it ends a stop sequence; "length": there are as many as
             were asked for), or None.
+        top: the tokens that were likeliest by the model itself, with their logarithmic probabilities, the likeliest
+            first: as many as its text asked for.
     """
 
     row: int
     id: int
     logprob: float
     finished: Literal["stop", "length"] | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 class Engine:
@@ -93,6 +96,7 @@ class Engine:
         *,
         max_tokens: int,
         stop: Iterable[Sequence[int]] = (),
+        top: int = 0,
     ) -> int:
         """Begin a text; the next step reads its prompt and writes its first token.
 
@@ -102,13 +106,14 @@ class Engine:
             max_tokens: how many are written at most.
             stop: sequences of ids, such as ``[[tokenizer.stoi["<|endoftext|>"]]]``; the text ends with the token that
                 completes one of them.
+            top: how many of the likeliest tokens are told with each; then a step is one token at a time.
 
         Returns:
             the row: what ``token.row`` will be.
 
         Raises:
-            InputError: all rows are taken, the prompt is empty, an id is not in the vocabulary, or ``max_tokens`` is
-                not 1 or more.
+            InputError: all rows are taken, the prompt is empty, an id is not in the vocabulary, ``max_tokens`` is
+                not 1 or more, or ``top`` is below 0.
         """
         if len(self._texts) == self.max_rows:
             raise InputError(f"all {self.max_rows} rows are taken: wait until one ends, remove one, or raise max_rows")
@@ -121,6 +126,8 @@ class Engine:
             raise InputError("the prompt has to be ids, which are whole numbers")
         if max_tokens < 1:
             raise InputError(f"max_tokens is {max_tokens}; it has to be 1 or more")
+        if top < 0:
+            raise InputError(f"top is {top}; it has to be 0 or more")
         stops = [[int(id_) for id_ in sequence] for sequence in stop]
         if [] in stops:
             raise InputError("a stop sequence is empty; it has to be a list of ids, at least one")
@@ -130,7 +137,7 @@ class Engine:
                 raise InputError(f"{what} has the id {strange[0]}, but the model knows 0 to {vocab_size - 1}")
         self._cache.clear(len(self._texts))
         place = len(self._texts)
-        text = Text(self._added, place, prompt, sampling or Sampling(), max_tokens, stops, self.model)
+        text = Text(self._added, place, prompt, sampling or Sampling(), max_tokens, stops, self.model, top)
         self._texts.append(text)
         self._added += 1
         return text.row
@@ -162,20 +169,21 @@ class Engine:
         if native is None:
             ready = []
         others = [text for text in self._texts if text not in ready]
-        drawn: dict[Text, Sequence[tuple[int, float]]] = {}
+        drawn: dict[Text, Drawn] = {}
         if others:
             with torch.no_grad(), self.model.evaluating() if self.model.training else nullcontext():
                 drawn.update(zip(others, self._eager.write(others), strict=True))
         if native is not None:
             room = [text.left for text in ready]
             room += [self._context + 1 - len(text.history) for text in ready if self._context is not None]
-            drawn.update(zip(ready, native.write(ready, 1 if others else min(most, *room)), strict=True))
+            alone = bool(others) or any(text.top for text in ready)
+            drawn.update(zip(ready, native.write(ready, 1 if alone else min(most, *room)), strict=True))
         tokens, in_order = [], sorted(self._texts, key=lambda text: text.row)
         for time in range(max(map(len, drawn.values()))):
             for text in in_order:
                 if text.finished is None:
-                    id_, logprob = drawn[text][time]
-                    tokens.append(Token(text.row, id_, logprob, text.write(id_)))
+                    id_, logprob, top = drawn[text][time]
+                    tokens.append(Token(text.row, id_, logprob, text.write(id_), top))
         for text in reversed(self._texts.copy()):
             if text.finished is not None:
                 self._leave(text.place)

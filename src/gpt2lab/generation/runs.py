@@ -72,10 +72,11 @@ class Writing:
     def __iter__(self) -> Iterator[list[str]]:
         """What is added to every text, a few milliseconds at a time: nothing while a character is incomplete."""
         asked = self.asked
-        stop, prompts = asked.stop, [self.ids] * asked.num_samples
+        stop = () if asked.stop is None else (asked.stop,)
+        prompts = [self.ids] * asked.num_samples
         stop_ids = []
-        if stop == END_OF_TEXT:
-            stop, stop_ids = None, [[self.tokenizer.end_of_text]]
+        if asked.stop == END_OF_TEXT:
+            stop, stop_ids = (), [[self.tokenizer.end_of_text]]
         decoders = [Decoder(self.tokenizer, stop) for _ in prompts]
         engine = begin(
             self.model, prompts, asked.tokens, self.sampling, stop=stop_ids, step=asked.step, weights=asked.weights

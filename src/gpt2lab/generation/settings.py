@@ -14,7 +14,19 @@ TEMPERATURE = 0.8  # of a run's texts; a model's own distribution, at 1, wanders
 
 
 @dataclass(frozen=True)
-class GenerateSettings(LoadSettings):
+class StepSettings(LoadSettings):
+    """Which model writes, and what computes its tokens."""
+
+    step: Step = option(
+        "auto",
+        'what computes a token: "native" (the model in C++, which is compiled once for this machine), "eager" (the '
+        'model itself, which runs everywhere and with your own mechanism), or "auto": native where it can be had, and '
+        "eager until it is compiled.",
+    )
+
+
+@dataclass(frozen=True)
+class GenerateSettings(StepSettings):
     """What is written."""
 
     prompt: str | None = option(
@@ -29,12 +41,6 @@ class GenerateSettings(LoadSettings):
         default="none",
     )
     num_samples: int = option(1, "how many texts, all from the same prompt.", least=1, most=10_000)
-    step: Step = option(
-        "auto",
-        'what computes a token: "native" (the model in C++, which is compiled once for this machine), "eager" (the '
-        'model itself, which runs everywhere and with your own mechanism), or "auto": native where it can be had, and '
-        "eager until it is compiled.",
-    )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Text:
 
     Attributes:
         place: its row of the cache.
+        top: how many of the likeliest tokens are told with each.
         finished: why it has ended, or None.
     """
 
@@ -63,8 +64,9 @@ class Text:
         max_tokens: int,
         stop: list[list[int]],
         model: GPT2,
+        top: int = 0,
     ) -> None:
-        self.row, self.place = row, place
+        self.row, self.place, self.top = row, place, top
         self.way = dataclasses.replace(sampling, seed=0)  # texts that draw in the same way are drawn at once
         (self.generator,) = sampling.generators(1)
         self.left = max_tokens
@@ -97,8 +99,26 @@ class Text:
         return self.finished
 
 
-# What was drawn for each of some texts, token after token: an id and its logarithmic probability.
-Drawn = list[list[tuple[int, float]]]
+# What was drawn for a text, token after token: an id, its logarithmic probability, and the likeliest with theirs.
+Drawn = list[tuple[int, float, tuple[tuple[int, float], ...]]]
+
+
+def likeliest(texts: Sequence[Text], logits: Tensor) -> list[tuple[tuple[int, float], ...]]:
+    """For each text as many of the likeliest tokens as it asks for, with their logarithmic probabilities.
+
+    Args:
+        texts: B texts.
+        logits: behind them, (B, V).
+    """
+    found: list[tuple[tuple[int, float], ...]] = [()] * len(texts)
+    asking = [number for number, text in enumerate(texts) if text.top]
+    if asking:
+        most = min(logits.shape[1], max(texts[number].top for number in asking))
+        wide = logits[asking].log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        logprobs, ids = wide.topk(most)
+        for number, *told in zip(asking, ids.tolist(), logprobs.tolist(), strict=True):
+            found[number] = tuple(zip(*told, strict=True))[: texts[number].top]
+    return found
 
 
 class EagerStep:
@@ -107,7 +127,7 @@ class EagerStep:
     def __init__(self, model: GPT2, cache: KeyValueCache) -> None:
         self.model, self._cache = model, cache
 
-    def write(self, texts: Sequence[Text]) -> Drawn:
+    def write(self, texts: Sequence[Text]) -> list[Drawn]:
         """Read what each text has not read yet, and draw a token for it.
 
         Args:
@@ -117,7 +137,8 @@ class EagerStep:
         ids = self._choose(texts, logits)  # (B,)
         wide = torch.promote_types(logits.dtype, torch.float32)
         logprobs = logits.log_softmax(-1, dtype=wide).gather(1, ids[:, None])[:, 0]
-        return [[drawn] for drawn in zip(ids.tolist(), logprobs.tolist(), strict=True)]
+        tops = likeliest(texts, logits)
+        return [[drawn] for drawn in zip(ids.tolist(), logprobs.tolist(), tops, strict=True)]
 
     def _read(self, texts: Sequence[Text]) -> Tensor:
         """Logits behind what is read, (B, V).
@@ -312,7 +333,7 @@ class NativeStep:
         self._now = self._most_threads
         self._seconds = _LONGEST_CALL  # of a token
 
-    def write(self, texts: Sequence[Text], most: int) -> Drawn:
+    def write(self, texts: Sequence[Text], most: int) -> list[Drawn]:
         """Read the one token that each text has not read yet, and draw the next one; again and again.
 
         Args:
@@ -345,7 +366,9 @@ class NativeStep:
         self._seconds = (time.perf_counter() - started) / n
         for layer in self._cache.layers:
             layer.read_in.add(torch.float32)
-        return [list(zip(*drawn, strict=True)) for drawn in zip(ids.T.tolist(), logprobs.T.tolist(), strict=True)]
+        tops = [[top] * n for top in likeliest(texts, self.logits[: len(texts)])]  # asked for one token at a time
+        each = zip(ids.T.tolist(), logprobs.T.tolist(), tops, strict=True)
+        return [list(zip(*drawn, strict=True)) for drawn in each]
 
     def _call(self, rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and logarithmic probabilities, (n, B) each."""

@@ -1,6 +1,7 @@
 """From ids that come one by one to text."""
 
 import codecs
+from collections.abc import Collection
 
 from gpt2lab.data import Tokenizer
 
@@ -15,13 +16,13 @@ class Decoder:
 
     Args:
         tokenizer: what the ids are of.
-        stop: a text that ends this one, and is not part of it. What may be its beginning is held back.
+        stop: texts, each of which ends this one, and is not part of it. What may be the beginning of one is held back.
 
     Attributes:
         ended: whether it has occurred. Nothing is added after that.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Collection[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.ended = False
         self._stop = stop
@@ -43,11 +44,11 @@ class Decoder:
         if self.ended or not self._stop:
             return "" if self.ended else new
         text = self._held + new
-        before, found, _ = text.partition(self._stop)
-        if found:
+        ends = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if ends:
             self.ended, self._held = True, ""
-            return before
-        longest = min(len(text), len(self._stop) - 1)
-        begun = next((n for n in range(longest, 0, -1) if text.endswith(self._stop[:n])), 0)
+            return text[: min(ends)]
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        begun = next((n for n in range(longest, 0, -1) if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
         self._held = text[len(text) - begun :]
         return text[: len(text) - begun]
