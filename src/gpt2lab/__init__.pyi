@@ -35,6 +35,7 @@ from .model import TransformerBlock as TransformerBlock
 from .model import assert_cached as assert_cached
 from .model import assert_causal as assert_causal
 from .model import attend as attend
+from .model import attention_weights as attention_weights
 from .planning.ways import plan as plan
 from .retrofit.run import retrofit as retrofit
 from .runs.folder import load as load

@@ -35,7 +35,7 @@ def native_step(model: GPT2, cache: KeyValueCache, weights: Weights = "float32")
 def read(model: GPT2, step: EagerStep, text: Text) -> None:
     """Read a text's prompt, whose first token is drawn."""
     with torch.no_grad():
-        (((id_, _),),) = step.write([text])
+        (((id_, *_),),) = step.write([text])
     text.write(id_)
 
 
@@ -57,7 +57,7 @@ def test_logits_are_those_of_the_textbook_for_every_switch(text: tuple[GPT2, Ten
     if not model.endless:
         n = min(n, context + 1 - len(history))
     for _ in range(n):
-        (((id_, logprob),),) = native.write([written], 1)
+        (((id_, logprob, _),),) = native.write([written], 1)
         expected = dense_logits(wide, history)[-1]
         torch.testing.assert_close(native.logits[0].double(), expected, atol=1e-4, rtol=0)
         assert logprob == pytest.approx(expected.log_softmax(-1)[id_].item(), abs=1e-4)

@@ -14,6 +14,7 @@ from gpt2lab.model.causality import CacheError, CausalityError, assert_cached, a
 from gpt2lab.model.embeddings import GPT2Embeddings
 from gpt2lab.model.gpt2 import GPT2
 from gpt2lab.model.kernels import attend
+from gpt2lab.model.looking import attention_weights
 
 __all__ = [
     "GPT2",
@@ -33,4 +34,5 @@ __all__ = [
     "assert_cached",
     "assert_causal",
     "attend",
+    "attention_weights",
 ]
