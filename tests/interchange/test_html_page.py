@@ -223,7 +223,7 @@ def test_words_are_encoded_as_the_tokenizer_does(browser: Browser, tmp_path: Pat
         "<|endoftext|>",
         "'ll'",
     ]:
-        assert opened.page.evaluate("text => encode(text)", text) == WORDS.encode(text).tolist(), text
+        assert opened.page.evaluate("text => gpt2lab.engines[0].tokenizer.encode(text)", text) == WORDS.encode(text).tolist(), text
 
 
 def writing(text: str, tokenizer: CharTokenizer) -> GPT2:
@@ -272,7 +272,7 @@ def test_it_fits_a_phone_and_is_used_by_keyboard(scheme: Any, browser: Browser, 
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 22, 24)"
     assert dark == (scheme == "dark")
     page.get_by_role("tab", name="Write").focus()
-    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
     assert page.get_by_role("tab", name="About").get_attribute("aria-selected") == "true"
     assert page.get_by_text("what that costs was not measured").is_visible()
     page.keyboard.press("ArrowRight")

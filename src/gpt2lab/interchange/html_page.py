@@ -1,12 +1,14 @@
 """A model as one HTML file, which writes without a network and without a server.
 
-The page (``page/``) runs ``engine.wasm``, made of ``engine.c`` by ``page/build.sh``. Matrices are stored with 8 bits:
-the numbers that ``generate --weights int8`` computes with.
+The page (``page/``) is the server's page, too, which has another engine behind it. In the file it runs ``engine.wasm``,
+made of ``engine.c`` by ``page/build.sh``. Matrices are stored with 8 bits: the numbers that ``generate --weights int8``
+computes with.
 """
 
 import base64
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2lab.config import switches_on
+from gpt2lab.config import GPT2Config, switches_on
 from gpt2lab.data import Tokenizer
 from gpt2lab.data.tokenizers import byte_letters
 from gpt2lab.errors import InputError
@@ -29,6 +31,7 @@ from gpt2lab.model.embeddings import rotary_tables
 
 PAGE = Path(__file__).parent / "page"
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # by the numbers that engine.c knows them by
+_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+\.js)";\n', re.MULTILINE)
 
 
 def settings_of(model: GPT2) -> list[int]:
@@ -38,10 +41,15 @@ def settings_of(model: GPT2) -> list[int]:
     kinds = [c.num_layers, ACTIVATIONS.index(c.activation), c.position == "learned", c.tie_embeddings, c.rotary_dim]
     kinds += [c.qk_norm, c.sinks]
     layers = []
-    for layer in range(c.num_layers):
-        slots = min(c.layer_window(layer) or c.max_seq_len, c.max_seq_len)
+    for layer, slots in enumerate(_slots(c)):
         layers += [slots, c.layer_position(layer) == "rope"]
     return [int(value) for value in (*sizes, *kinds, *layers)]
+
+
+def _slots(config: GPT2Config) -> list[int]:
+    """Of how many tokens each layer keeps keys and values."""
+    T = config.max_seq_len
+    return [min(config.layer_window(layer) or T, T) for layer in range(config.num_layers)]
 
 
 def packed(model: GPT2) -> bytes:
@@ -121,13 +129,23 @@ class Wasm:
 
     def step(self, token: int, position: int) -> Tensor:
         """Logits (V,) behind a token."""
-        c = self.config
+        c, self._position = self.config, position
         cos, sin = rotary_tables(torch.tensor([[position]]), c.rotary_dim, c.rope_theta)
         turn = torch.cat((cos.flatten(), sin.flatten())).numpy().tobytes()
         self._exports["memory"].write(self._store, turn, self._turn)
         place = self._exports["step"](self._store, token, position, self._turn)
         found = self._exports["memory"].read(self._store, place, place + 4 * c.vocab_size)
         return torch.frombuffer(bytearray(found), dtype=torch.float32)
+
+    def attention(self) -> list[Tensor]:
+        """How the token of the last step looked at those that it sees: for each layer (H, seen), itself last."""
+        c, found = self.config, list[Tensor]()
+        for layer, slots in enumerate(_slots(c)):
+            seen = min(slots, self._position + 1)
+            place = self._exports["attention"](self._store, layer)
+            rows = self._exports["memory"].read(self._store, place, place + 4 * c.num_heads * seen)
+            found.append(torch.frombuffer(bytearray(rows), dtype=torch.float32).view(c.num_heads, seen))
+        return found
 
     def read(self, ids: list[int]) -> Tensor:
         """Logits (T, V) of a text from its beginning."""
@@ -147,27 +165,24 @@ def write(
         name: its title.
         measured: of the rounded model, with what rounding has cost.
     """
-    from jinja2 import Environment
     from markupsafe import Markup
 
     c = model.config
+    summary = f"A GPT-2 of {model.num_parameters():,} parameters, in one file"
     described = {
         "settings": settings_of(model),
         "epsilon": c.layer_norm_epsilon,
         "theta": c.rope_theta,
         "rotary": c.rotary_dim,
-        "context": c.max_seq_len,
-        "endless": model.endless,
         "tokens": [byte_letters(spelled) for spelled in tokenizer.token_bytes],
         "merges": tokenizer.merges() or None,
-        "prompt": usual_prompt(tokenizer),
+        "about": about(model, tokenizer, name, summary) | {"facts": _facts(model) + _measured_facts(measured)},
     }
-    style, script = (path.read_text(encoding="utf-8") for path in (PAGE / "page.css", PAGE / "page.js"))
-    template = Environment(autoescape=True).from_string((PAGE / "page.html").read_text(encoding="utf-8"))
-    page = template.render(
+    style, script = (PAGE / "page.css").read_text(encoding="utf-8"), joined("file.js")
+    page = _rendered(
         name=name,
-        summary=f"A GPT-2 of {model.num_parameters():,} parameters, in one file",
-        facts=_facts(model, measured),
+        summary=summary,
+        views=("Write", "Look", "About"),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),
@@ -179,25 +194,83 @@ def write(
     path.write_text(page, encoding="utf-8")
 
 
+def server_page() -> str:
+    """The page of the server, which loads its modules and style from ``/page/`` and nothing from elsewhere."""
+    summary = "GPT-2 whose attention can be swapped: write with your models, and look into them"
+    return _rendered(name="gpt2lab", summary=summary, views=("Write", "Look", "Train", "About"))
+
+
+def _rendered(**values: Any) -> str:
+    from jinja2 import Environment
+
+    template = (PAGE / "page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True).from_string(template).render(values)
+
+
+def joined(first: str) -> str:
+    """A module of the page and all that it imports as one script, since a file cannot import another.
+
+    Each stands behind those that it imports, in one scope: two modules never give the same name to different things.
+    """
+    parts: dict[str, str] = {}
+
+    def take(name: str) -> None:
+        content = (PAGE / name).read_text(encoding="utf-8")
+        for imported in _IMPORT.findall(content):
+            if imported not in parts:
+                take(imported)
+        parts[name] = re.sub("^export ", "", _IMPORT.sub("", content), flags=re.MULTILINE)
+
+    take(first)
+    return "".join(parts.values())
+
+
+def about(model: GPT2, tokenizer: Tokenizer, name: str, summary: str) -> dict[str, Any]:
+    """What the page has to know of a model before it asks its engine; ``facts`` are rows of a label and a value."""
+    c, T = model.config, model.config.max_seq_len
+    windows = [layer.slots if (layer.slots or T) < T else None for layer in model.cached]
+    return {
+        "name": name,
+        "summary": summary,
+        "facts": _facts(model),
+        "vocabulary": c.vocab_size,
+        "context": T,
+        "endless": model.endless,
+        "heads": c.num_heads,
+        "kv_heads": c.kv_heads,
+        "windows": windows,
+        "positions": [c.layer_position(layer) for layer in range(c.num_layers)],
+        "sinks": c.sinks,
+        "prompt": usual_prompt(tokenizer),
+        "cache_bytes": model.cache_bytes(T, torch.float32),
+        "looks": model.mechanism_class is None,
+    }
+
+
 def _hash(content: str) -> str:
     """How a content security policy names what it allows."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _facts(model: GPT2, measured: RunEvaluation | None) -> list[tuple[str, str]]:
-    """What the page tells, with labels."""
+def _facts(model: GPT2) -> list[tuple[str, str]]:
+    """What the page tells of every model, with labels."""
     c = model.config
     on = "; ".join(f"{name} {value}" for name, value in switches_on(c, c.num_heads).items())
-    facts = [
+    return [
         ("Size", f"{c.num_layers} layers, {c.embed_dim} wide, {c.num_heads} heads, {c.vocab_size:,} tokens"),
         ("Context", f"{c.max_seq_len:,} tokens" + (", and beyond it without end" if model.endless else "")),
         ("Switches", on or "none: it is the original GPT-2"),
     ]
-    cost = "; what that costs was not measured"
-    if measured is not None:
-        facts.append(("Loss", f"{measured.loss:.4f} nats per token on {measured.text}"))
-        cost = f", which changes the loss by {measured.rounding:+.4f}"
-    return [*facts, ("Rounding", f"matrices have 8 bits here{cost}")]
+
+
+def _measured_facts(measured: RunEvaluation | None) -> list[tuple[str, str]]:
+    """What a file tells of what its rounded model scores."""
+    if measured is None:
+        return [("Rounding", "matrices have 8 bits here; what that costs was not measured")]
+    return [
+        ("Loss", f"{measured.loss:.4f} nats per token on {measured.text}"),
+        ("Rounding", f"matrices have 8 bits here, which changes the loss by {measured.rounding:+.4f}"),
+    ]
 
 
 def check(model: GPT2, weights: bytes) -> Agreement:

@@ -4,4 +4,5 @@
 set -eu
 cd "$(dirname "$0")"
 clang --target=wasm32 -O3 -msimd128 -mbulk-memory -ffp-contract=off -nostdlib -Wall -Wextra -Werror \
-  -Wl,--no-entry -Wl,--export=room -Wl,--export=begin -Wl,--export=step -Wl,--strip-all -o "${1:-engine.wasm}" engine.c
+  -Wl,--no-entry -Wl,--export=room -Wl,--export=begin -Wl,--export=step \
+  -Wl,--export=attention -Wl,--strip-all -o "${1:-engine.wasm}" engine.c

@@ -1,8 +1,9 @@
-// GPT-2 with every built-in switch, one token at a time, as WebAssembly. No library: see build.py for the compiler.
+// GPT-2 with every built-in switch, one token at a time, as WebAssembly. No library: see build.sh for the compiler.
 //
-// The page makes room, puts settings, tables and weights there, calls begin(), and then step() for each token. Weights
-// come as the file has them: a matrix as a factor for each row and whole numbers of 8 bits, a vector as floats. begin()
-// makes floats of them all, since computing with 8 bits is slower here. The same algorithm: generation/native.cpp.
+// The page makes room, puts settings, tables and weights there, calls begin(), and then step() for each token, and
+// attention() for what the token of the last step has looked at. Weights come as the file has them: a matrix as a factor
+// for each row and whole numbers of 8 bits, a vector as floats. begin() makes floats of them all, since computing with 8
+// bits is slower here. The same algorithm: generation/native.cpp.
 
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef int i4 __attribute__((vector_size(16)));
@@ -13,19 +14,20 @@ typedef struct {
   Linear query_key_value, output, expand, contract;
   const float *query_norm, *key_norm, *sinks;  // or 0
   float *keys, *values;                        // (slots, K, D): the token at position p lies in slot p mod slots
-  int slots, rotates;
+  float *weights, *totals;                     // of the last step's attention: (H, stride), and their sums (H)
+  int slots, stride, rotates;
 } Layer;
 
 enum { GELU_TANH, GELU, RELU };
 
 static struct {
-  int vocabulary, width, heads, kv_heads, head_dim, hidden, layers, activation, rotary;
+  int vocabulary, width, heads, kv_heads, head_dim, hidden, layers, activation, rotary, position;
   float epsilon;
   const float *tokens, *positions;  // (V, C), (T, C) or 0
   Norm final_norm;
   Linear unembed;
   Layer *layer;
-  float *x, *normed, *qkv, *mixed, *inner, *scores, *logits;
+  float *x, *normed, *qkv, *mixed, *inner, *logits, *attention;
 } m;
 
 extern unsigned char __heap_base;
@@ -127,25 +129,27 @@ static void attend(Layer *l, int position, const float *turn) {
   float scale = 1 / __builtin_sqrtf(D);
   for (int h = 0; h < H; h++) {
     int shared = h / (H / K) * D;
-    float *out = m.mixed + h * D, most = l->sinks ? l->sinks[h] : -1e30f;
+    float *out = m.mixed + h * D, *weights = l->weights + h * l->stride, most = l->sinks ? l->sinks[h] : -1e30f;
     for (int s = 0; s < seen; s++) {
-      m.scores[s] = dot(queries + h * D, l->keys + (unsigned long)s * K * D + shared, D) * scale;
-      if (m.scores[s] > most) most = m.scores[s];
+      weights[s] = dot(queries + h * D, l->keys + (unsigned long)s * K * D + shared, D) * scale;
+      if (weights[s] > most) most = weights[s];
     }
-    for (int s = 0; s < seen; s += 4) *(v4 *)(m.scores + s) = exponential(*(v4 *)(m.scores + s) - most);
+    for (int s = 0; s < seen; s += 4) *(v4 *)(weights + s) = exponential(*(v4 *)(weights + s) - most);
     float total = l->sinks ? exponential(all(l->sinks[h] - most))[0] : 0;
     for (int i = 0; i < D; i++) out[i] = 0;
     for (int s = 0; s < seen; s++) {
       const float *value = l->values + (unsigned long)s * K * D + shared;
-      total += m.scores[s];
-      add(out, m.scores[s], value, D);
+      total += weights[s];
+      add(out, weights[s], value, D);
     }
     for (int i = 0; i < D; i++) out[i] /= total;
+    l->totals[h] = total;
   }
 }
 
 // Logits (V) behind a token; turn: cosines and sines of its position, R/2 each.
 float *step(int token, int position, const float *turn) {
+  m.position = position;
   for (int i = 0; i < m.width; i++)
     m.x[i] = m.tokens[(unsigned long)token * m.width + i] + (m.positions ? m.positions[position * m.width + i] : 0);
   for (int n = 0; n < m.layers; n++) {
@@ -164,6 +168,17 @@ float *step(int token, int position, const float *turn) {
   layer_norm(m.normed, &m.final_norm, m.x);
   linear(m.logits, &m.unembed, m.normed);
   return m.logits;
+}
+
+// How the token of the last step looked at those that it sees in a layer, from the oldest to itself: (H, seen). What is
+// missing to 1 went to the sink.
+float *attention(int layer) {
+  Layer *l = m.layer + layer;
+  int seen = m.position < l->slots ? m.position + 1 : l->slots, oldest = m.position + 1 - seen;
+  for (int h = 0; h < m.heads; h++)
+    for (int i = 0; i < seen; i++)
+      m.attention[h * seen + i] = l->weights[h * l->stride + (oldest + i) % l->slots] / l->totals[h];
+  return m.attention;
 }
 
 static const unsigned char *next;  // what of the weights comes next
@@ -221,10 +236,11 @@ void begin(const int *settings, float epsilon, const unsigned char *weights) {
     l->contract = linear_layer(m.width, m.hidden);
     l->keys = room(4ul * l->slots * m.kv_heads * m.head_dim);
     l->values = room(4ul * l->slots * m.kv_heads * m.head_dim);
+    l->stride = (l->slots + 3) & ~3;  // four floats are computed at once
+    l->weights = room(4ul * m.heads * l->stride), l->totals = room(4ul * m.heads);
   }
   m.final_norm = norm();
-  // Four floats are computed at once, so that what has another number of them has room for some more.
   m.x = room(4ul * m.width), m.normed = room(4ul * m.width), m.mixed = room(4ul * m.width);
-  m.qkv = room(4ul * projected), m.inner = room(4ul * m.hidden + 16);
-  m.scores = room(4ul * most + 16), m.logits = room(4ul * m.vocabulary);
+  m.qkv = room(4ul * projected), m.inner = room(4ul * m.hidden + 16);  // and as many as four more
+  m.logits = room(4ul * m.vocabulary), m.attention = room(4ul * m.heads * most);
 }

@@ -1,0 +1,215 @@
+// The view in which one looks at a text: how surprising each token was, what it could have been, and its branches.
+
+import { $, make, number, percent, spelled } from "./dom.js";
+import { lossChart } from "./chart.js";
+import { sight } from "./sight.js";
+import { mean, pieces, seen } from "./text.js";
+import { options } from "./write.js";
+
+const LEVELS = [0.1, 0.5, 1, 2, 3, 4.5, 6]; // nats; each begins a darker shade
+const SHOWN = 4000; // spans are slow where there are many: of a longer text the end is shown first
+const level = (surprise) => LEVELS.filter((least) => surprise >= least).length;
+
+export function lookView(columns) {
+  let column = columns[0], chosen = null, first = 0, decoder, visible = false;
+  const list = $("pieces"), span = (place) => list.children[place - first];
+
+  function drawn() {
+    const branch = column.branch, tokens = branch?.tokens ?? [];
+    if (chosen !== null && chosen >= tokens.length) chosen = null;
+    first = Math.max(0, tokens.length - SHOWN);
+    list.replaceChildren();
+    decoder = new TextDecoder();
+    pieces(tokens.slice(0, first), decoder);
+    added(tokens.slice(first), first);
+    $("look-empty").hidden = tokens.length > 0;
+    $("look-found").hidden = tokens.length === 0;
+    $("look-long").textContent = first ? `The last ${number(SHOWN)} of ${number(tokens.length)} tokens are shown.` : "";
+    finished();
+  }
+
+  function added(tokens, place) {
+    list.append(...pieces(tokens, decoder).map((text, index) => tokenSpan(column.branch, place + index, text)));
+  }
+
+  function finished() { // what is drawn when no tokens come any more
+    const { branch } = column;
+    $("look-stop").hidden = !column.writing;
+    $("branches").replaceChildren(...column.branches.map((each, index) => branchItem(column, each, index)));
+    $("branching").hidden = column.branches.length < 2;
+    if (branch && !column.writing) $("loss").replaceChildren(...lossFigure(branch.tokens, $("loss").clientWidth));
+    choose(chosen);
+  }
+
+  function choose(place) {
+    chosen = place;
+    for (const node of list.querySelectorAll("[aria-selected=true]")) node.setAttribute("aria-selected", "false");
+    const view = place === null || !column.branch ? null : seen(column.branch, place, column.about);
+    for (const [index, node] of [...list.children].entries()) marked(node, first + index, view, place);
+    $("token").replaceChildren();
+    list.removeAttribute("aria-activedescendant");
+    if (view === null) {
+      $("token").append(make("p", { class: "quiet" }, "Choose a token: with the mouse, a tap, or the arrow keys."));
+      return;
+    }
+    if (span(place)) {
+      span(place).setAttribute("aria-selected", "true");
+      span(place).scrollIntoView({ block: "nearest" });
+      list.setAttribute("aria-activedescendant", span(place).id);
+    }
+    $("token").append(...alternatives(column, place), ...sight(column, place, view, shade));
+  }
+
+  function shade(weights) { // the text by one head's attention; null: by surprise again
+    for (const [index, node] of [...list.children].entries()) {
+      const weight = weights?.[weights.length - 1 - chosen + first + index];
+      if (weights && weight !== undefined) node.dataset.weight = Math.min(6, Math.ceil(6 * Math.sqrt(weight)));
+      else delete node.dataset.weight;
+      node.classList.toggle("unshaded", weights !== null);
+    }
+  }
+
+  const placeOf = (event) => {
+    const node = event.target.closest("[role=option]");
+    return node && first + [...list.children].indexOf(node);
+  };
+  list.onclick = (event) => { const place = placeOf(event); if (place !== null) choose(place); };
+  list.onfocus = () => { if (chosen === null && list.matches(":focus-visible") && column.branch) choose(column.branch.tokens.length - 1); };
+  list.onkeydown = (event) => {
+    const last = list.children.length - 1 + first, lines = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    const moved = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: first, End: last }[event.key];
+    const place = moved ?? (lines && below(list.children, chosen - first, lines) + first);
+    if (place === undefined) return;
+    event.preventDefault();
+    choose(Math.max(first, Math.min(last, place)));
+  };
+  list.onpointerover = (event) => tip(event, placeOf(event), column);
+  list.onpointerleave = () => ($("tip").hidden = true);
+  $("look-at").onchange = (event) => {
+    [column, chosen] = [columns[event.target.value], null];
+    drawn();
+  };
+  $("look-at").append(...columns.map((each, index) => make("option", { value: String(index) }, each.about.name)));
+  $("look-which").hidden = columns.length < 2;
+  $("look-stop").onclick = () => column.stop();
+  $("read").onclick = async () => {
+    chosen = null;
+    await column.read($("pasted").value);
+    $("status").textContent = column.error || `${number(column.branch.tokens.length)} tokens were read`;
+  };
+  $("pasted").oninput = () => ($("read").disabled = $("pasted").value === "");
+  $("legend").append(...legend());
+  for (const each of columns)
+    each.watch((what, from, tokens) => {
+      if (!visible || from !== column) return;
+      if (what === "text") drawn();
+      if (what === "tokens") added(tokens, column.branch.tokens.length - tokens.length);
+      if (what === "state") finished();
+    });
+  return (on) => { // spans are made only when they are looked at: writing is quicker without
+    visible = on;
+    if (on && !column.branch) {
+      column = columns.find((each) => each.branch) ?? column;
+      $("look-at").value = columns.indexOf(column);
+    }
+    if (on) drawn();
+  };
+}
+
+function tokenSpan(branch, place, text) {
+  const token = branch.tokens[place];
+  const node = make("span", { role: "option", id: `token-${place}`, "aria-selected": "false" }, text);
+  if (token.logprob !== null) node.dataset.surprise = level(-token.logprob);
+  if (place < branch.given) node.classList.add("prompt");
+  if (text.trim() === "") {
+    node.setAttribute("aria-label", spelled(token.bytes));
+    if (text === "" || text.includes("\n")) node.dataset.sign = spelled(token.bytes); // what is no sign gets one
+  }
+  return node;
+}
+
+// The window's edges and the cone are drawn on the text.
+function marked(node, place, view, chosen) {
+  const inside = view !== null && view.read && place <= chosen;
+  node.classList.toggle("within", inside && place >= Math.min(...view.firsts));
+  node.classList.toggle("reaches", inside && place >= view.reach && place < Math.min(...view.firsts));
+  node.classList.toggle("edge", inside && view.edges.has(place));
+  node.classList.toggle("cone", inside && place === view.reach && place > view.start);
+  node.classList.toggle("cut", inside && place === view.start && place > 0);
+}
+
+function below(nodes, from, lines) { // the nearest token of the line above or below
+  const here = nodes[from]?.getClientRects()[0];
+  if (!here) return from;
+  const distance = (node) => {
+    const box = node.getClientRects()[0];
+    return box && lines * (box.top - here.top) > 4 ? Math.abs(box.top - here.top) * 100 + Math.abs(box.left - here.left) : Infinity;
+  };
+  let best = from, least = Infinity;
+  for (const [index, node] of [...nodes].entries()) if (distance(node) < least) [best, least] = [index, distance(node)];
+  return best;
+}
+
+function heading(token, place) {
+  const surprise = token.logprob === null ? [] : [`surprise ${number(-token.logprob, 2)} nats, probability ${percent(Math.exp(token.logprob))}`];
+  return [make("h2", {}, "Token ", make("q", {}, spelled(token.bytes))), make("p", { class: "quiet" }, [`at place ${number(place)}`, `id ${token.id}`, ...surprise].join(" · "))];
+}
+
+// What a token could have been; a click takes an alternative and writes on behind it.
+function alternatives(column, place) {
+  const token = column.branch.tokens[place];
+  if (token.logprob === null) return [...heading(token, place), make("p", {}, "Nothing that the model read comes before it, so nothing predicted it.")];
+  const others = token.top.some(({ id }) => id === token.id) ? token.top : [...token.top, token];
+  const items = others.map((other) => {
+    const taken = other.id === token.id, share = Math.exp(other.logprob);
+    const bar = make("span", { class: "bar" });
+    bar.style.setProperty("--share", share);
+    const button = make("button", { type: "button", disabled: taken || column.writing, "aria-current": taken && "true", onclick: () => column.fork(place, other, options()) },
+      bar, make("span", { class: "sign" }, spelled(other.bytes)), make("span", {}, percent(share)));
+    return make("li", {}, button);
+  });
+  const note = "The probabilities are the model's own: at temperature 1, before any filter. Click one to branch the text there.";
+  return [...heading(token, place), make("h3", {}, "It could have been"), make("ol", { class: "alternatives" }, ...items), make("p", { class: "quiet" }, note)];
+}
+
+function tip(event, place, column) {
+  const box = $("tip"), token = place === null ? null : column.branch.tokens[place];
+  box.hidden = !token || event.pointerType !== "mouse";
+  if (box.hidden) return;
+  const lines = token.top.map((other) => make("li", {}, make("span", { class: "sign" }, spelled(other.bytes)), ` ${percent(Math.exp(other.logprob))}`));
+  const said = token.logprob === null ? "not predicted" : `${number(-token.logprob, 2)} nats`;
+  box.replaceChildren(make("p", {}, make("span", { class: "sign" }, spelled(token.bytes)), ` ${said}`), make("ul", {}, ...lines));
+  const { left, bottom, top } = event.target.getBoundingClientRect(), under = bottom + box.offsetHeight + 8 < innerHeight;
+  box.style.setProperty("left", `${Math.max(4, Math.min(left, innerWidth - box.offsetWidth - 12))}px`);
+  box.style.setProperty("top", `${under ? bottom + 6 : top - box.offsetHeight - 6}px`);
+}
+
+// The branches of a text, each under the one that it leaves; the shown one is marked.
+function branchItem(column, branch, index) {
+  const { parent, at, tokens, options: how } = branch;
+  const depth = (one) => (one.parent && column.branches.includes(one.parent) ? 1 + depth(one.parent) : 0);
+  const said = tokens.slice(at, at + 24).map((token) => spelled(token.bytes)).join("");
+  const where = parent ? `leaves at ${number(at)}` : "the first";
+  const seed = how ? ` · seed ${how.seed}` : "";
+  const button = make("button", { type: "button", disabled: column.writing, "aria-current": branch === column.branch && "true", onclick: () => column.show(branch) },
+    make("span", { class: "sign" }, said), make("small", {}, `${where} · ${number(tokens.length)} tokens${seed}`));
+  button.style.setProperty("--depth", depth(branch));
+  button.setAttribute("aria-label", `Branch ${index + 1}, ${where}: ${said}`);
+  return make("li", {}, button);
+}
+
+function legend() {
+  const shades = [0, ...LEVELS].map((least, index) => {
+    const node = make("span", {}, index ? `${least}` : "0");
+    node.dataset.surprise = index;
+    return node;
+  });
+  return ["Surprise in nats: ", ...shades];
+}
+
+function lossFigure(tokens, width) {
+  const loss = mean(tokens);
+  if (!Number.isFinite(loss)) return [];
+  const said = `Mean loss ${number(loss, 4)} nats per token, perplexity ${number(Math.exp(loss), 2)}, at temperature 1.`;
+  return [make("h2", {}, "Loss by position"), make("p", { id: "loss-mean" }, said), lossChart(tokens, loss, width)];
+}

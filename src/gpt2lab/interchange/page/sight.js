@@ -1,0 +1,140 @@
+// What a chosen token can see and does see: sentences, the cone, the ring of each kind of layer, each head's attention.
+
+import { draw, make, number, percent, spelled } from "./dom.js";
+
+const LABELS = 24; // slots whose tokens are written beside the ring
+const listed = (layers) => `${layers.length > 1 ? "Layers" : "Layer"} ${layers.map((layer) => layer + 1).join(", ")}`;
+
+export function sight(column, place, view, shade) {
+  const { about, branch } = column;
+  if (!view.read) return [make("p", {}, `The context of ${number(about.context)} tokens holds only the end of the prompt: the model did not read this token.`)];
+  const kinds = new Map(); // layers by their window
+  about.windows.forEach((window, layer) => kinds.set(window, [...(kinds.get(window) ?? []), layer]));
+  const position = place - view.start;
+  const rings = [...kinds].map(([window, layers]) => make("figure", {},
+    window === null ? row(position, about.context) : ring(branch, place, view.start, window), ringCaption(window, layers, position, about)));
+  const attention = make("div", { class: "attention" });
+  if (about.looks) shown(column, place, view, attention, shade);
+  else attention.append(make("p", {}, "How it attends cannot be shown: this model has an attention of your own."));
+  return [
+    make("h3", {}, "What it can see"), ...sentences(place, view, kinds, about), cone(place, view, about),
+    make("h3", {}, "Where its keys and values lie"), make("div", { class: "rings" }, ...rings),
+    make("h3", {}, "What it does see"), attention,
+  ];
+}
+
+function sentences(place, view, kinds, about) {
+  const by = [...kinds].map(([window, layers]) => {
+    const count = place - Math.max(view.start, window === null ? 0 : place - window + 1) + 1;
+    const what = count === 1 ? "only the token itself" : `the ${number(count)} latest tokens, itself included`;
+    const all = window === null || count < window ? ", which are all" : "";
+    return `${listed(layers)}: ${what}${count > 1 ? all : ""}.`;
+  });
+  const reach = place - view.reach + 1;
+  if (about.windows.length > 1) by.push(`Through all ${about.windows.length} layers, ${number(reach)} tokens can reach it.`);
+  if (view.start > 0) by.push(`The context of ${number(about.context)} tokens was full: the model has dropped the ${number(view.start)} tokens before the double line, and has read the others again.`);
+  return by.map((said) => make("p", {}, said));
+}
+
+// Rows are layers, the last one on top; each bar is what reaches the token from there on.
+function cone(place, view, about) {
+  const rows = [place, ...view.cone], span = Math.max(1, place - view.reach), high = 22, right = 208, wide = 130;
+  const bars = rows.map((from, index) => {
+    const y = index * high, length = 6 + (wide * (place - from)) / span, count = place - from + 1;
+    const layer = rows.length - 1 - index;
+    const name = index === 0 ? "output" : index === rows.length - 1 ? "tokens" : `below layer ${layer + 1}`;
+    return draw("g", {}, draw("rect", { x: right - length, y: y + 4, width: length, height: high - 8, rx: 2 }),
+      draw("text", { x: right + 8, y: y + 15 }, `${number(count)} · ${name}`),
+      draw("text", { x: right - length - 6, y: y + 15, "text-anchor": "end" }, index ? `−${number(place - from)}` : ""));
+  });
+  return draw("svg", { class: "layers", viewBox: `0 0 340 ${rows.length * high}`, role: "img", "aria-label": `Cone of tokens: ${view.cone.map((from) => place - from + 1).join(", ")} from layer to layer` }, ...bars);
+}
+
+// The slots in which keys and values lie, oldest to newest ever darker; the next token overwrites the oldest.
+function ring(branch, place, start, slots) {
+  const position = place - start, used = Math.min(slots, position + 1);
+  const parts = [], turn = (slot) => (2 * Math.PI * slot) / slots - Math.PI / 2;
+  const at = (slot, radius) => `${(100 + radius * Math.cos(turn(slot))).toFixed(2)} ${(100 + radius * Math.sin(turn(slot))).toFixed(2)}`;
+  const gap = slots > 1 ? Math.min(0.06, 4 / slots / slots) * slots / 4 : 0.001;
+  for (let slot = 0; slot < slots; slot++) {
+    const back = (((position - slot) % slots) + slots) % slots, empty = back >= used;
+    const long = (1 - 2 * gap) * 2 * Math.PI / slots > Math.PI ? 1 : 0;
+    const path = `M${at(slot + gap, 62)}A62 62 0 ${long} 1 ${at(slot + 1 - gap, 62)}L${at(slot + 1 - gap, 44)}A44 44 0 ${long} 0 ${at(slot + gap, 44)}Z`;
+    const kind = empty ? "empty" : back === 0 ? "newest" : back === slots - 1 ? "oldest" : "held";
+    parts.push(draw("path", { d: path, class: kind, "fill-opacity": kind === "held" || kind === "oldest" ? (0.75 - (0.6 * back) / slots).toFixed(2) : null }));
+    if (slots > LABELS || empty) continue;
+    const [x, y] = at(slot + 0.5, 76).split(" ");
+    parts.push(draw("text", { x, y, class: kind }, spelled(branch.tokens[place - back].bytes).slice(0, 5)));
+  }
+  const middle = [`${position} mod ${slots}`, `= slot ${position % slots}`];
+  parts.push(...middle.map((said, line) => draw("text", { x: 100, y: 92 + 18 * line, class: "middle" }, said)));
+  return draw("svg", { class: "ring", viewBox: "0 0 200 200", role: "img", "aria-label": middle.join(" ") }, ...parts);
+}
+
+// Without a window every token has a slot of its own, up to the context.
+function row(position, context) {
+  const name = `${number(position + 1)} of ${number(context)} slots are taken`;
+  return draw("svg", { class: "row", viewBox: "0 0 200 16", role: "img", "aria-label": name },
+    draw("rect", { class: "empty", x: 0.5, y: 0.5, width: 199, height: 15, rx: 2 }),
+    draw("rect", { x: 0, y: 0, width: (200 * (position + 1)) / context, height: 16, rx: 2 }));
+}
+
+function ringCaption(window, layers, position, about) {
+  const next = `the next token overwrites slot ${window && (position + 1) % window}, the oldest`;
+  const said = window === null ? `no window: ${number(position + 1)} of ${number(about.context)} slots are taken; nothing is overwritten`
+    : `a ring of ${number(window)} ${window === 1 ? "slot" : "slots"}; ${position + 1 < window ? "some are empty yet" : next}`;
+  return make("figcaption", {}, `${listed(layers)}: ${said}.`);
+}
+
+let asked = 0; // an answer that comes after another token was chosen is thrown away
+
+async function shown(column, place, view, box, shade) {
+  const { about, branch, engine } = column, mine = ++asked;
+  shade(null);
+  if (column.writing) {
+    box.append(make("p", {}, "This is shown when the writing has ended."));
+    return;
+  }
+  try {
+    const layers = await engine.attention(branch.ids.slice(view.start, place + 1));
+    if (mine !== asked) return;
+    const shared = about.kv_heads < about.heads ? " Heads of one colour share a key/value head." : "";
+    box.append(make("p", { class: "quiet" }, `A row is a query head, a column a token, the oldest left; darker is more.${shared} Click a head to shade the text by it.`));
+    box.append(...layers.map(({ weights }, layer) => make("details", { open: layer < 4 },
+      make("summary", {}, `Layer ${layer + 1}`, make("small", {}, layerKind(about, layer))),
+      ...weights.map((row, head) => headRow(column, place, layer, head, row, shade)))));
+    for (const canvas of box.querySelectorAll("canvas")) painted(canvas);
+  } catch (error) {
+    if (mine === asked) box.append(make("p", {}, error.message));
+  }
+}
+
+function layerKind(about, layer) {
+  const window = about.windows[layer], position = { rope: "RoPE", learned: "learned positions", none: "no positions" }[about.positions[layer]];
+  return ` ${window === null ? "no window" : `window ${number(window)}`} · ${position}`;
+}
+
+// One head: its colour is its key/value head's, its cells are the weights, and in words where it looks most.
+function headRow(column, place, layer, head, weights, shade) {
+  const { about, branch } = column, group = Math.floor(head / (about.heads / about.kv_heads));
+  const most = weights.indexOf(Math.max(...weights)), left = 1 - weights.reduce((a, b) => a + b);
+  const sign = spelled(branch.tokens[place - weights.length + 1 + most].bytes);
+  const nothing = about.sinks ? ` · nothing ${percent(Math.max(0, left))}` : "";
+  const canvas = make("canvas", { width: weights.length, height: 1, class: `kv-${group % 8}` });
+  canvas.weights = weights;
+  const name = `Layer ${layer + 1}, head ${head + 1}, key/value head ${group + 1}: most at ${sign}, ${percent(weights[most])}${nothing}`;
+  return make("button", { type: "button", class: about.sinks ? "head sinks" : "head", "aria-pressed": "false", "aria-label": name, onclick: (event) => {
+    const on = event.currentTarget.getAttribute("aria-pressed") === "false";
+    for (const each of document.querySelectorAll(".head")) each.setAttribute("aria-pressed", String(on && each === event.currentTarget));
+    shade(on ? weights : null);
+  } }, make("span", { class: `chip kv-${group % 8}` }), make("span", {}, `${head + 1}`), canvas, make("span", { class: "most" }, make("span", { class: "sign" }, sign), ` ${percent(weights[most])}${nothing}`));
+}
+
+function painted(canvas) { // a pixel for each token; the square root lets one see small weights too
+  const brush = canvas.getContext("2d");
+  brush.fillStyle = getComputedStyle(canvas).color;
+  canvas.weights.forEach((weight, place) => {
+    brush.globalAlpha = Math.sqrt(weight);
+    brush.fillRect(place, 0, 1, 1);
+  });
+}
