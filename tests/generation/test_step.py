@@ -83,7 +83,7 @@ def test_tokens_are_those_that_sampling_draws_from_the_same_logits(
         drawn = native.write(texts, 1)
         for row, each in enumerate(texts):
             expected = each.way.choose(native.logits[row : row + 1], noise[row], seen[row])
-            ((id_, _),) = drawn[row]
+            ((id_, *_),) = drawn[row]
             assert id_ == expected.item()
             each.write(id_)
 

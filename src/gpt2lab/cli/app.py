@@ -14,7 +14,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     help_epilogue="Start with: gpt2lab demo (or: make demo)",
 )
-COMMANDS = "train evaluate generate compare report judge plan runs speedrun demo retrofit export"
+COMMANDS = "train evaluate generate compare report judge plan runs speedrun demo retrofit export serve"
 for name in COMMANDS.split():
     app.command(f"gpt2lab.cli.{name}:{name}", name=name)  # imported when it is asked for
 app.command("gpt2lab.cli.import_:import_", name="import")

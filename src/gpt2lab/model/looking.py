@@ -51,7 +51,7 @@ def attention_weights(model: GPT2, ids: Tensor) -> list[Tensor]:
     mechanisms = [block.attention.mechanism for block in model.blocks]
     try:
         for mechanism in mechanisms:
-            mechanism.forward = looked_at(mechanism.forward, mechanism)
+            vars(mechanism)["forward"] = looked_at(mechanism.forward, mechanism)
         with model.evaluating():
             model(ids[None].to(model.device), last_only=True)
     finally:

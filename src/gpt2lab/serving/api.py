@@ -1,0 +1,321 @@
+"""The server's answers: OpenAI's completions, and what the page asks for besides."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from gpt2lab.errors import InputError, printable
+from gpt2lab.interchange.html_page import PAGE, about, server_page
+from gpt2lab.model import attention_weights
+from gpt2lab.serving import requests
+from gpt2lab.serving.completions import Plan, RefusedError, check_ids, choices, planned, together
+from gpt2lab.serving.guard import Guard
+from gpt2lab.serving.requests import AttentionRequest, CompletionRequest
+from gpt2lab.serving.runs import RunFolder
+from gpt2lab.serving.scheduler import BusyError, ClosedError, Scheduler, Served
+from gpt2lab.serving.settings import Limits
+
+T = TypeVar("T")
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# A report brings its own style and pictures, and must not be able to do anything else.
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+KINDS = {".js": "text/javascript", ".css": "text/css"}
+AGAIN = 1  # seconds after which a request that found no place may come again
+
+_MEANINGS = {
+    400: "The request is wrong.",
+    401: "The key is missing or wrong.",
+    403: "A page of another site, or another name of the server.",
+    404: "There is no such thing.",
+    413: "The request is too large.",
+    429: "Too many texts wait; come again.",
+    503: "The server is about to stop, or the request took too long.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": requests.ErrorAnswer, "description": meaning} for status, meaning in _MEANINGS.items()
+}
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
+
+
+class Events(StreamingResponse):
+    """A stream that is ended, too, if nobody reads it."""
+
+    def __init__(self, content: AsyncGenerator[bytes], seconds: float) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._content, self._seconds = content, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            pass
+        finally:
+            await self._content.aclose()  # also where sending was what took so long
+
+
+@dataclass(eq=False)
+class Numbers:
+    """What /metrics tells, as Prometheus reads it."""
+
+    scheduler: Scheduler
+
+    def __post_init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.answers: dict[int, int] = {}
+        self.first = Histogram(
+            "gpt2lab_first_token_seconds", "From a request to the first piece of its answer.", registry=self.registry
+        )
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+
+    def count(self, status: int) -> None:
+        """An answer was given."""
+        self.answers[status] = self.answers.get(status, 0) + 1
+
+    def collect(self) -> Any:
+        """The numbers of this moment."""
+        models = self.scheduler.models.values()
+        tokens = CounterMetricFamily("gpt2lab_tokens", "Tokens that were written.", labels=["model"])
+        running = GaugeMetricFamily("gpt2lab_running_texts", "Texts that are being written.", labels=["model"])
+        for served in models:
+            tokens.add_metric([served.name], served.written)
+            running.add_metric([served.name], len(served.running))
+        waiting = GaugeMetricFamily("gpt2lab_waiting_texts", "Texts that wait for a place.", self.scheduler.waiting)
+        answers = CounterMetricFamily("gpt2lab_answers", "Answers by their status.", labels=["status"])
+        for status, number in sorted(self.answers.items()):
+            answers.add_metric([str(status)], number)
+        return [tokens, running, waiting, answers]
+
+
+def application(
+    scheduler: Scheduler, limits: Limits, *, host: str, key: str | None, runs: Path, created: int | None = None
+) -> FastAPI:
+    """The application.
+
+    Args:
+        scheduler: which writes.
+        limits: what a request may take.
+        host: where the server listens, which decides by which names it may be asked.
+        key: what every request has to know; None: nothing.
+        runs: folder whose runs the page shows.
+        created: seconds since 1970 that the models tell; None: now.
+    """
+    app = FastAPI(title="gpt2lab", docs_url=None, redoc_url=None, description=__doc__)
+    numbers, started = Numbers(scheduler), int(time.time()) if created is None else created
+    every = [*scheduler.models.values()]
+    folder = RunFolder(runs, lambda question: scheduler.ask(question).result(limits.max_seconds))
+    files = {f"/page/{path.name}": path for path in sorted(PAGE.iterdir()) if path.suffix in KINDS}
+    open_paths = {"/", "/health", *files}
+    app.add_middleware(Guard, host=host, key=key, open_paths=open_paths, max_body=limits.max_body, count=numbers.count)
+    _tell_errors(app)
+
+    def served(name: str) -> Served:
+        if name not in scheduler.models:
+            known = ", ".join(scheduler.models)
+            raise RefusedError(
+                404, f"there is no model {printable(name)[:100]!r}; there is {known}", "model", "model_not_found"
+            )
+        return scheduler.models[name]
+
+    @app.get("/v1/models", responses=ERRORS)
+    async def models() -> requests.Models:
+        """The models that are served."""
+        return requests.Models(data=[requests.Model(id=one.name, created=started, about=_about(one)) for one in every])
+
+    @app.post("/v1/completions", response_model=requests.Completion, responses=ERRORS)
+    async def completions(asked: CompletionRequest, request: Request) -> Response:
+        """Write on from a prompt; with `stream` as server-sent events, the last of which is `[DONE]`."""
+        began = time.perf_counter()
+        plan = planned(asked, served(asked.model), limits, asyncio.get_running_loop())
+        pieces = choices(plan, scheduler, limits.max_seconds)
+        first = await _until_gone(request, anext(pieces))
+        numbers.first.observe(time.perf_counter() - began)
+        if asked.stream:
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
+            return Events(_events(plan, first, pieces, usage), limits.max_seconds + 10)
+        found = [first, *await _until_gone(request, _all(pieces))]
+        return _json(plan.answer(together(plan, found), plan.usage))
+
+    @app.post("/attention", responses=ERRORS)
+    async def attention(asked: AttentionRequest) -> requests.Attention:
+        """What the last token of a text sees, in every layer."""
+        one = served(asked.model)
+        most = one.model.config.max_seq_len if not one.model.endless else limits.max_prompt
+        check_ids(asked.ids, one, most, "ids")
+        question = scheduler.ask(lambda: attention_weights(one.model, torch.tensor(asked.ids)))
+        layers = await asyncio.wrap_future(question)
+        return requests.Attention(layers=[requests.LayerAttention(weights=layer.tolist()) for layer in layers])
+
+    @app.get("/runs", responses=ERRORS)
+    def listed() -> requests.Runs:
+        """The runs of the folder, and the reports of comparisons."""
+        return requests.Runs(**folder.listed())
+
+    @app.get("/runs/{number}", responses=ERRORS)
+    def run(number: int) -> requests.RunPage:
+        """A run's numbers, and a text of each of its checkpoints."""
+        return requests.RunPage(**_found(folder.run, number))
+
+    @app.get("/reports/{number}", response_class=HTMLResponse, responses=ERRORS)
+    def report(number: int) -> Response:
+        """The report of a comparison."""
+        return HTMLResponse(_found(folder.report, number), headers={"content-security-policy": REPORT_POLICY})
+
+    @app.get("/health", responses={503: {"model": requests.Health, "description": "It writes no more."}})
+    async def health() -> requests.Health:
+        """Whether the server writes."""
+        running = sum(len(one.running) for one in scheduler.models.values())
+        told = requests.Health(
+            status="ok" if scheduler.alive else "stopped", waiting=scheduler.waiting, running=running
+        )
+        return told if scheduler.alive else _json(told, 503)  # type: ignore[return-value]
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **ERRORS})
+    async def metrics() -> Response:
+        """Numbers of the server, as Prometheus reads them."""
+        return Response(generate_latest(numbers.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(server_page(), headers={"content-security-policy": PAGE_POLICY})
+
+    def offer(path: str, file: Path) -> None:
+        @app.get(path, include_in_schema=False)
+        async def content() -> Response:
+            return Response(file.read_bytes(), media_type=KINDS[file.suffix])
+
+    for path, file in files.items():
+        offer(path, file)
+    return app
+
+
+def _about(served: Served) -> requests.About:
+    told = about(served.model, served.tokenizer, served.name)
+    return requests.About(**told | {"looks": True})  # here the model itself tells what it sees, whatever its attention
+
+
+def _found(of: Callable[[int], T], number: int) -> T:
+    try:
+        return of(number)
+    except KeyError:
+        raise RefusedError(404, f"there is no number {number}", "number") from None
+    except InputError as error:
+        raise RefusedError(404, str(error), "number") from None
+
+
+def _tell_errors(app: FastAPI) -> None:
+    """Whatever goes wrong is told in OpenAI's form."""
+
+    @app.exception_handler(RefusedError)
+    async def refused(_: Request, error: RefusedError) -> Response:
+        return _error(error.status, error.message, error.param, error.code)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part != "body"]
+        name = printable(place[0])[:100] if place else None
+        if first["type"] == "json_invalid":
+            return _error(400, f"the request is not JSON: {first['ctx']['error']}")
+        if name == "prompt":
+            return _error(400, "prompt has to be a text, ids, or a list of texts or of lists of ids", name)
+        if first["type"] == "extra_forbidden":
+            return _error(400, f"{name} is not known here", name)
+        return _error(400, f"{name}: {first['msg']}" if name else first["msg"], name)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return _error(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(BusyError)
+    async def busy(_: Request, __: BusyError) -> Response:
+        message = "too many texts wait already; come again"
+        return _error(429, message, code="busy", headers={"retry-after": str(AGAIN)})
+
+    @app.exception_handler(ClosedError)
+    async def closed(_: Request, __: ClosedError) -> Response:
+        return _error(503, "the server is about to stop", code="shutdown")
+
+    @app.exception_handler(Exception)
+    async def broken(_: Request, __: Exception) -> Response:
+        return _error(500, "the server has made a mistake; its log tells more")
+
+
+def _error(
+    status: int, message: str, param: str | None = None, code: str | None = None, headers: Any = None
+) -> JSONResponse:
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    told = requests.ErrorBody(message=message, type=kind, param=param, code=code)
+    return _json(requests.ErrorAnswer(error=told), status, headers)
+
+
+def _json(told: BaseModel, status: int = 200, headers: Any = None) -> JSONResponse:
+    return JSONResponse(told.model_dump(), status, headers)
+
+
+async def _all(pieces: AsyncGenerator[T]) -> list[T]:
+    return [piece async for piece in pieces]
+
+
+async def _until_gone(request: Request, answer: Any) -> Any:
+    """Wait for an answer as long as somebody waits for it."""
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise RefusedError(499, "the client has gone")
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(
+    plan: Plan, first: requests.Choice, pieces: AsyncGenerator[requests.Choice], usage: bool
+) -> AsyncGenerator[bytes]:
+    """Server-sent events: a piece each, then the numbers of tokens if they were asked for, and the end."""
+
+    def event(told: BaseModel) -> bytes:
+        return b"data: " + told.model_dump_json().encode() + b"\n\n"
+
+    try:
+        yield event(plan.answer([first]))
+        async for piece in pieces:
+            yield event(plan.answer([piece]))
+        if usage:
+            yield event(plan.answer([], plan.usage))
+    except RefusedError as error:
+        told = requests.ErrorBody(message=error.message, type="server_error", code=error.code)
+        yield event(requests.ErrorAnswer(error=told))
+    except (BusyError, ClosedError):
+        message = "the server has no place for this text now; come again"
+        yield event(requests.ErrorAnswer(error=requests.ErrorBody(message=message, type="server_error", code="busy")))
+    finally:
+        await pieces.aclose()
+    yield b"data: [DONE]\n\n"

@@ -1,0 +1,161 @@
+"""Who may ask: the host, the origin, the key and the size of a request, before anything looks at it.
+
+A page of another site that a person visits can send requests to 127.0.0.1, too. Its browser says so (Origin), and where
+the site has pointed its own name at 127.0.0.1, it says that name (Host).
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import socket
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_SECONDS = 20.0  # in which a request's body has to arrive
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+NOTHING_LOADED = "default-src 'none'; frame-ancestors 'none'"
+
+
+def is_home(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard:
+    """What stands in front of the application.
+
+    Args:
+        app: the application.
+        host: where the server listens.
+        key: what every request has to know; None: nothing.
+        open_paths: what needs no key: the page itself, which asks for one.
+        max_body: bytes of a request.
+        count: hears the status of every answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        key: str | None,
+        open_paths: Collection[str],
+        max_body: int,
+        count: Callable[[int], None],
+    ) -> None:
+        self.app, self.host, self.key, self.open_paths, self.max_body = app, host, key, open_paths, max_body
+        self.count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def guarded_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.count(message["status"])
+                given = {name for name, _ in message["headers"]}
+                ours = HEADERS | {"content-security-policy": NOTHING_LOADED}
+                message["headers"] = [*message["headers"], *_encoded(ours.items(), given)]
+            await send(message)
+
+        wrong = self._wrong(scope, headers)
+        body = b""
+        if wrong is None and scope["method"] == "POST":
+            try:
+                async with asyncio.timeout(_SECONDS):
+                    body = await self._body(headers, receive)
+            except TimeoutError:
+                wrong = 408, "the request did not arrive within 20 seconds", "timeout"
+            except _TooLargeError:
+                wrong = 413, f"the request is larger than {self.max_body:,} bytes", "too_large"
+            except _GoneError:
+                return
+        if wrong is not None:
+            await _answer(guarded_send, *wrong)
+            return
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        await self.app(scope, receive_again if scope["method"] == "POST" else receive, guarded_send)
+
+    def _wrong(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return 403, f"this server is not called {host!r}; open the address that it printed", "host"
+        origin = headers.get("origin")
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return 403, f"pages of {origin} may not use this server", "origin"
+        if self.key is not None and scope["path"] not in self.open_paths:
+            given = headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self.key.encode()):
+                message = "this server asks for its key: send the header `Authorization: Bearer KEY`"
+                return 401, message, "invalid_api_key"
+        return None
+
+    def _is_ours(self, header: str) -> bool:
+        """Whether a Host header names this server: a name of its own, or an address, which no other site can claim."""
+        name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
+        name = name.strip("[]").lower()
+        if is_home(name) or name == self.host.lower():
+            return True
+        if is_home(self.host):
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in (socket.gethostname().lower(), socket.getfqdn().lower())
+        return True
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self.max_body:
+            raise _TooLargeError
+        parts, size, more = [], 0, True
+        while more:
+            message: dict[str, Any] = dict(await receive())
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.max_body:
+                raise _TooLargeError
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _GoneError(Exception):
+    pass
+
+
+def _encoded(headers: Iterable[tuple[str, str]], given: Collection[bytes] = ()) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers if name.encode() not in given]
+
+
+async def _answer(send: Send, status: int, message: str, code: str) -> None:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    body = json.dumps({"error": error}).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    await send({"type": "http.response.start", "status": status, "headers": _encoded(headers.items())})
+    await send({"type": "http.response.body", "body": body})
