@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from torch import Tensor
 
 import gpt2lab
 from gpt2lab import GPT2, CharTokenizer, InputError
@@ -21,7 +25,8 @@ from gpt2lab.generation.weights import rounded
 from gpt2lab.interchange import html_page
 from gpt2lab.interchange.html_page import PAGE, Wasm, packed
 from tests.interchange.made import drawn, random_text
-from tests.model.reference import ALiBi, dense_logits
+from tests.model import reference
+from tests.model.reference import ALiBi, dense_attention, dense_logits
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw\n ")
 WORDS = BPETokenizer.train(["The king's 12 queens, and  the night of Zoë's 中文 don't\n\n speak " * 9], 320)
@@ -50,8 +55,25 @@ def test_the_engine_computes_what_the_textbook_does_for_every_switch(switches: d
     width = 24 if switches["rope_fraction"] != 1 else width
     model = drawn(GPT2(23, 32, width, 4, 40, 2, **switches))
     (ids,) = random_text(23, 32, 1)
-    found = Wasm(model, packed(model)).read(ids.tolist())
-    torch.testing.assert_close(found, dense_logits(rounded(model, "int8"), ids), rtol=0, atol=1e-4)
+    engine = Wasm(model, packed(model))
+    logits, weights = dense(rounded(model, "int8"), ids)
+    torch.testing.assert_close(engine.read(ids.tolist()), logits, rtol=0, atol=1e-4)
+    for found, wanted in zip(engine.attention(), weights, strict=True):
+        seen = found.shape[1]
+        torch.testing.assert_close(found, wanted[:, -seen:], rtol=0, atol=1e-5)
+        assert not wanted[:, :-seen].any()
+
+
+def dense(model: GPT2, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Logits (T, V), and of each layer how the last token attends (H, T): with one-hot values, what is mixed."""
+    found: list[Tensor] = []
+
+    def spied(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+        found.append(dense_attention(q, k, torch.eye(k.shape[2]).expand(*k.shape[:3], -1), **given)[0, :, -1])
+        return dense_attention(q, k, v, **given)
+
+    with patch.object(reference, "dense_attention", spied):
+        return dense_logits(model, ids), found
 
 
 def test_the_default_model_is_less_than_one_and_a_half_megabytes(tmp_path: Path) -> None:
@@ -84,6 +106,17 @@ def test_the_engine_that_is_built_again_computes_the_same(tmp_path: Path, monkey
     subprocess.run([PAGE / "build.sh", tmp_path / "engine.wasm"], check=True)
     monkeypatch.setattr(html_page, "PAGE", tmp_path)
     torch.testing.assert_close(Wasm(model, packed(model)).read(ids.tolist()), before, rtol=0, atol=1e-6)
+
+
+def test_the_servers_page_has_nothing_inline_and_nothing_from_elsewhere() -> None:
+    page = html_page.server_page()
+    assert re.findall(r"<(?:script|style|link)[^>]*>", page) == [
+        '<link rel="icon" href="data:,">',
+        '<link rel="stylesheet" href="/page/page.css">',
+        '<script type="module" src="/page/main.js">',
+    ]
+    assert not re.search(r'style="|onclick|https?://', page)
+    assert [view in page for view in ("Write", "Look", "Train", "About")] == [True] * 4
 
 
 # In the browser
@@ -128,6 +161,23 @@ class Opened:
         self.page.get_by_role("button", name=button).click()
         self.is_ready()
         return self.text
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def look(self, place: int) -> None:
+        """Choose a token in the view in which one looks, and wait until its attention is there."""
+        self.tab("Look")
+        self.page.locator(f"#token-{place}").click()
+        self.page.locator(".head").first.wait_for()
+
+    @property
+    def ids(self) -> list[int]:
+        found: list[int] = self.page.evaluate("gpt2lab.columns[0].branch.ids")
+        return found
+
+    def branch(self, number: int) -> Locator:
+        return self.page.get_by_role("button", name=f"Branch {number}")
 
     @property
     def text(self) -> str:
@@ -199,6 +249,30 @@ def test_it_writes_stops_goes_on_and_repeats_what_a_seed_wrote(browser: Browser,
 
 
 @pytest.mark.slow
+def test_a_text_is_written_again_with_another_seed_and_given_back_to_the_prompt(
+    browser: Browser, tmp_path: Path
+) -> None:
+    opened = Opened(browser, made(model_with(LETTERS), LETTERS, tmp_path / "page.html"))
+    opened.option("Seed", 7)
+    opened.option("Tokens", 100)
+    first = opened.write("abc")
+    opened.page.get_by_role("button", name="Regenerate").click()
+    opened.is_ready()
+    again, seed = opened.text, opened.page.get_by_label("Seed").input_value()
+    assert again.startswith("abc")
+    assert again != first
+    assert seed != "7"
+    assert opened.status == f"100 tokens · seed {seed}"
+    opened.page.get_by_role("button", name="Edit").click()
+    assert opened.page.locator("textarea").first.input_value() == again
+    assert opened.write(again[:50]).startswith(again[:50])
+    assert re.fullmatch(
+        r"[\d,]+ tokens/s · [\d.]+ ms to the first · cache 12 kB", opened.page.locator(".figures").inner_text()
+    )
+    assert opened.wrong == []
+
+
+@pytest.mark.slow
 def test_sampling_options_keep_what_they_say(browser: Browser, tmp_path: Path) -> None:
     model = model_with(LETTERS, position="rope", window=5)
     opened = Opened(browser, made(model, LETTERS, tmp_path / "page.html"))
@@ -223,7 +297,115 @@ def test_words_are_encoded_as_the_tokenizer_does(browser: Browser, tmp_path: Pat
         "<|endoftext|>",
         "'ll'",
     ]:
-        assert opened.page.evaluate("text => gpt2lab.engines[0].tokenizer.encode(text)", text) == WORDS.encode(text).tolist(), text
+        assert (
+            opened.page.evaluate("text => gpt2lab.engines[0].tokenizer.encode(text)", text)
+            == WORDS.encode(text).tolist()
+        ), text
+
+
+ENDLESS = {"position": "rope", "num_kv_heads": 2, "window": 5, "sinks": True}
+
+
+def test_a_text_is_branched_at_a_token_and_walked_back(browser: Browser, tmp_path: Path) -> None:
+    opened = Opened(browser, made(model_with(LETTERS, **ENDLESS), LETTERS, tmp_path / "page.html"))
+    page = opened.page
+    opened.option("Tokens", 120)
+    first = opened.write("abc")
+    before = opened.ids
+    tops = page.evaluate(
+        "gpt2lab.columns[0].branch.tokens.map(({ top }) => top.map(({ logprob }) => Math.exp(logprob)))"
+    )
+    assert [len(top) for top in tops] == [0] + [5] * 122
+    assert all(sum(top) < 1 + 1e-6 and sorted(top, reverse=True) == top for top in tops)
+    opened.tab("Look")
+    page.locator("#token-40").hover()
+    assert page.locator("#tip li").count() == 5
+    opened.look(40)
+    page.locator(".alternatives button:enabled").first.click()
+    page.locator("#look-stop").wait_for(state="hidden", timeout=LONG)
+    second, after = opened.text, opened.ids
+    assert (after[:40], len(after)) == (before[:40], 41 + 120)
+    assert after[40] != before[40]
+    assert page.locator("#pieces").text_content() == second
+    opened.branch(1).click()
+    assert opened.ids == before
+    assert opened.text == page.locator("#pieces").text_content() == first
+    opened.branch(2).click()
+    assert opened.text == second
+    page.locator("#pieces").focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("#pieces").get_attribute("aria-activedescendant") == "token-39"
+    assert page.get_by_role("option", selected=True).get_attribute("id") == "token-39"
+    assert opened.wrong == []
+
+
+@pytest.mark.parametrize("switches", [ENDLESS, {"window": (5, None)}], ids=["endless", "learned"])
+def test_what_a_token_sees_is_what_it_sees_in_python(
+    switches: dict[str, Any], browser: Browser, tmp_path: Path
+) -> None:
+    model = model_with(LETTERS, **switches)
+    opened = Opened(browser, made(model, LETTERS, tmp_path / "page.html"))
+    page = opened.page
+    opened.option("Tokens", 60)
+    opened.write("abc")
+    ids = torch.tensor(opened.ids)
+    for place in (29, 50, 20):  # the ring of a window cannot go back: then the text is read again
+        opened.look(place)
+        start = 0 if model.endless or place < 32 else place - (place - 32) % 17 - 15
+        found = page.evaluate("ids => gpt2lab.engines[0].attention(ids)", ids[start : place + 1].tolist())
+        _, wanted = dense(rounded(model, "int8"), ids[start : place + 1])
+        for layer, rows in zip(found, wanted, strict=True):
+            weights = torch.tensor(layer["weights"])
+            torch.testing.assert_close(weights, rows[:, -weights.shape[1] :], rtol=0, atol=1e-5)
+        names = page.locator(".head").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        group = 2 if switches is ENDLESS else 4
+        told = [
+            f"Layer {layer}, head {h + 1}, key/value head {h * group // 4 + 1}: " for layer in (1, 2) for h in range(4)
+        ]
+        assert all(name.startswith(wanted) for name, wanted in zip(names, told, strict=True))
+        assert page.locator(".edge").get_attribute("id") == f"token-{place - 4}"
+        first = place - 8 if model.endless else start
+        assert page.locator(".within, .reaches").first.get_attribute("id") == f"token-{first}"
+        assert page.locator(".cut").count() == (start > 0)
+    assert opened.wrong == []
+
+
+def test_a_text_of_ones_own_has_pythons_loss(browser: Browser, tmp_path: Path) -> None:
+    model = model_with(LETTERS, **ENDLESS)
+    opened = Opened(browser, made(model, LETTERS, tmp_path / "page.html"))
+    opened.tab("Look")
+    opened.page.get_by_text("Look at a text of your own").click()
+    text = "the night of the queens\n and what there is " * 3
+    opened.page.locator("#pasted").fill(text)
+    opened.page.get_by_role("button", name="Read").click()
+    said = opened.page.locator("#loss-mean").inner_text(timeout=LONG)
+    ids = torch.from_numpy(LETTERS.encode(text))
+    wanted = torch.nn.functional.cross_entropy(dense_logits(rounded(model, "int8"), ids)[:-1], ids[1:]).item()
+    assert float(said.split()[2]) == pytest.approx(wanted, abs=2e-4)
+    assert opened.page.locator("#pieces").text_content() == text
+    assert opened.status == f"{len(text)} tokens were read"
+    assert opened.wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_wrong(scheme: Any, width: int, browser: Browser, tmp_path: Path) -> None:
+    path = made(model_with(LETTERS, **ENDLESS), LETTERS, tmp_path / "page.html")
+    opened = Opened(browser, path, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    opened.option("Tokens", 60)
+    opened.write("abc")
+    found = {"Write": Axe().run(opened.page)}
+    opened.look(40)
+    opened.page.locator(".alternatives button:enabled").first.click()
+    opened.page.locator("#look-stop").wait_for(state="hidden", timeout=LONG)
+    opened.look(50)
+    opened.page.locator(".head").first.click()
+    found["Look"] = Axe().run(opened.page)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    opened.tab("About")
+    found["About"] = Axe().run(opened.page)
+    assert {tab: results.generate_report() for tab, results in found.items() if results.violations_count} == {}
 
 
 def writing(text: str, tokenizer: CharTokenizer) -> GPT2:

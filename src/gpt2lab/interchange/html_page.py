@@ -168,7 +168,7 @@ def write(
     from markupsafe import Markup
 
     c = model.config
-    summary = f"A GPT-2 of {model.num_parameters():,} parameters, in one file"
+    told = about(model, tokenizer, name)
     described = {
         "settings": settings_of(model),
         "epsilon": c.layer_norm_epsilon,
@@ -176,12 +176,12 @@ def write(
         "rotary": c.rotary_dim,
         "tokens": [byte_letters(spelled) for spelled in tokenizer.token_bytes],
         "merges": tokenizer.merges() or None,
-        "about": about(model, tokenizer, name, summary) | {"facts": _facts(model) + _measured_facts(measured)},
+        "about": told | {"facts": _facts(model) + _measured_facts(measured)},
     }
     style, script = (PAGE / "page.css").read_text(encoding="utf-8"), joined("file.js")
     page = _rendered(
         name=name,
-        summary=summary,
+        summary=f"{told['summary']}, in one file",
         views=("Write", "Look", "About"),
         style=Markup(style),
         style_hash=_hash(style),
@@ -225,13 +225,13 @@ def joined(first: str) -> str:
     return "".join(parts.values())
 
 
-def about(model: GPT2, tokenizer: Tokenizer, name: str, summary: str) -> dict[str, Any]:
+def about(model: GPT2, tokenizer: Tokenizer, name: str) -> dict[str, Any]:
     """What the page has to know of a model before it asks its engine; ``facts`` are rows of a label and a value."""
     c, T = model.config, model.config.max_seq_len
     windows = [layer.slots if (layer.slots or T) < T else None for layer in model.cached]
     return {
         "name": name,
-        "summary": summary,
+        "summary": f"A GPT-2 of {model.num_parameters():,} parameters",
         "facts": _facts(model),
         "vocabulary": c.vocab_size,
         "context": T,

@@ -45,10 +45,8 @@ export class Column {
 
   read(text) {
     return this.#guarded(async (signal) => {
-      const branch = new Branch(), [first, ...others] = await this.engine.read(text, signal);
-      branch.begin([first], this.about);
-      branch.add(others, this.about);
-      branch.given = branch.from = branch.tokens.length;
+      const branch = new Branch();
+      branch.begin(await this.engine.read(text, signal), this.about);
       this.branches = [];
       this.figures = null;
       this.show(branch);

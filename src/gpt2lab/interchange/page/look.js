@@ -130,7 +130,7 @@ function tokenSpan(branch, place, text) {
 
 // The window's edges and the cone are drawn on the text.
 function marked(node, place, view, chosen) {
-  const inside = view !== null && view.read && place <= chosen;
+  const inside = view !== null && place <= chosen;
   node.classList.toggle("within", inside && place >= Math.min(...view.firsts));
   node.classList.toggle("reaches", inside && place >= view.reach && place < Math.min(...view.firsts));
   node.classList.toggle("edge", inside && view.edges.has(place));

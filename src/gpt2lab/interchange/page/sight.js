@@ -7,7 +7,6 @@ const listed = (layers) => `${layers.length > 1 ? "Layers" : "Layer"} ${layers.m
 
 export function sight(column, place, view, shade) {
   const { about, branch } = column;
-  if (!view.read) return [make("p", {}, `The context of ${number(about.context)} tokens holds only the end of the prompt: the model did not read this token.`)];
   const kinds = new Map(); // layers by their window
   about.windows.forEach((window, layer) => kinds.set(window, [...(kinds.get(window) ?? []), layer]));
   const position = place - view.start;

@@ -18,13 +18,13 @@ export class Branch {
     return pieces(this.tokens).join("");
   }
 
-  // A prompt of which the model reads as many latest tokens as the context holds; then writing begins.
-  begin(prompt, { endless, context }) {
-    this.tokens = this.tokens.concat(prompt);
-    if (prompt.length) this.given = this.tokens.length;
-    const length = this.from = this.tokens.length, start = endless ? 0 : Math.max(0, length - context);
-    this.starts = this.starts.concat(prompt.map(() => start));
-    this.starts[length - 1] = start; // of what stood there already only the last one is still to be read
+  // A prompt is read token by token, as if it had been written, and then its latest tokens as one, if there are more
+  // than the context holds. Then writing begins.
+  begin(prompt, about) {
+    this.add(prompt, about);
+    const length = this.from = this.tokens.length;
+    if (prompt.length) this.given = length;
+    if (length) this.starts[length - 1] = about.endless ? 0 : Math.max(0, length - about.context);
   }
 
   // When the context is full the model drops its older half and reads the rest again.
@@ -64,5 +64,5 @@ export function seen(branch, place, about) {
   let reach = place;
   const cone = about.windows.map((window) => (reach = window === null ? start : Math.max(start, reach - window + 1)));
   const edges = about.windows.filter((window) => window !== null && place - window + 1 > start).map(latest);
-  return { start, firsts, cone, reach, read: start <= place, edges: new Set(edges) };
+  return { start, firsts, cone, reach, edges: new Set(edges) };
 }

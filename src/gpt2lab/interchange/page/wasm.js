@@ -39,7 +39,7 @@ export class WasmEngine {
   // page itself watches for the text at which it stops.
   async *write({ prompt, echo, tokens, seed, ...how }, signal) {
     const ids = this.#ids(prompt), { endless, context } = this.about, cut = endless ? 0 : Math.max(0, ids.length - context);
-    if (echo) yield [...ids.slice(0, cut).map((id) => this.#token(id)), ...(await this.#scored(ids.slice(cut), signal))];
+    if (echo) yield await this.read(ids, signal);
     const seen = new Set(ids), noise = random(seed);
     const next = (logits) => {
       const id = choose(logits, seen, how, noise);
@@ -49,9 +49,11 @@ export class WasmEngine {
     yield* this.#go(ids.slice(cut), next, tokens, signal);
   }
 
-  // The tokens of a text as if they had been written.
-  read(prompt, signal) {
-    return this.#scored(this.#ids(prompt), signal);
+  // The tokens of a text as if they had been written; nothing predicted the first one.
+  async read(prompt, signal) {
+    const ids = this.#ids(prompt), told = [this.#token(ids[0])], next = (_, count) => ids[count + 1];
+    for await (const tokens of this.#go(ids.slice(0, 1), next, ids.length - 1, signal)) told.push(...tokens);
+    return told;
   }
 
   // For each layer, how the last of the ids looks at those that it sees, from the oldest to itself: a row for each head.
@@ -78,12 +80,6 @@ export class WasmEngine {
   #token(id, logits = null, sum = 0) {
     const one = (id) => ({ id, bytes: this.tokenizer.bytes[id], logprob: logits ? logits[id] - sum : null });
     return { ...one(id), top: logits ? likeliest(logits, ALTERNATIVES).map(one) : [] };
-  }
-
-  async #scored(ids, signal) {
-    const told = [this.#token(ids[0])], next = (logits, count) => ids[count + 1];
-    for await (const tokens of this.#go(ids.slice(0, 1), next, ids.length - 1, signal)) told.push(...tokens);
-    return told;
   }
 
   // Goes on from a history with what `next` chooses. A full context loses its older half, and the rest is read again.
