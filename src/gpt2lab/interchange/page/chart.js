@@ -2,7 +2,7 @@
 
 import { draw, number } from "./dom.js";
 
-const LEFT = 46, RIGHT = 12, TOP = 10, BOTTOM = 40;
+const LEFT = 46, RIGHT = 22, TOP = 10, BOTTOM = 40;
 
 export function ticks(low, high, most) { // round numbers in between
   const rough = (high - low || 1) / most, ten = 10 ** Math.floor(Math.log10(rough));
@@ -48,9 +48,9 @@ export function lossChart(tokens, mean, width) {
     const some = losses.slice(place, place + each).filter((loss) => loss !== null);
     if (some.length) bars.push([place + each / 2, some.reduce((a, b) => a + b) / some.length]);
   }
-  const most = Math.max(...bars.map(([, loss]) => loss)), what = each > 1 ? `loss, means of ${each}` : "loss";
+  const most = Math.max(...bars.map(([, loss]) => loss)), what = each > 1 ? `nats, means of ${each}` : "nats";
   const label = `Loss by position, from ${number(Math.min(...bars.map(([, loss]) => loss)), 2)} to ${number(most, 2)} nats; mean ${number(mean, 2)}`;
-  const picture = axes({ width: Math.max(300, width), height: 200, x: [0, losses.length], y: [0, most], xLabel: "position of the token", yLabel: `${what}, nats`, label });
+  const picture = axes({ width: Math.max(300, width), height: 200, x: [0, losses.length], y: [0, most], xLabel: "position of the token", yLabel: what, label });
   const { svg, atX, atY } = picture, thick = Math.max(1, (0.7 * each * (width - LEFT - RIGHT)) / losses.length);
   svg.append(draw("path", { class: "bars", "stroke-width": Math.min(14, thick), d: bars.map(([x, loss]) => `M${atX(x).toFixed(1)} ${atY(0)}V${atY(loss).toFixed(1)}`).join("") }),
     draw("path", { class: "mean", d: path([[0, mean], [losses.length, mean]], picture) }));

@@ -31,3 +31,14 @@ export function spelled(bytes) {
   if (text.includes("\ufffd")) return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(" ");
   return text.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");
 }
+
+// A box beside what the mouse points at; null takes it away.
+export function tip(target, ...content) {
+  const box = $("tip");
+  box.hidden = target === null;
+  if (box.hidden) return;
+  box.replaceChildren(...content);
+  const { left, bottom, top } = target.getBoundingClientRect(), under = bottom + box.offsetHeight + 8 < innerHeight;
+  box.style.setProperty("left", `${Math.max(4, Math.min(left, innerWidth - box.offsetWidth - 12))}px`);
+  box.style.setProperty("top", `${under ? bottom + 6 : top - box.offsetHeight - 6}px`);
+}

@@ -1,6 +1,6 @@
 // The view in which one looks at a text: how surprising each token was, what it could have been, and its branches.
 
-import { $, make, number, percent, spelled } from "./dom.js";
+import { $, make, number, percent, spelled, tip } from "./dom.js";
 import { lossChart } from "./chart.js";
 import { sight } from "./sight.js";
 import { mean, pieces, seen } from "./text.js";
@@ -12,6 +12,7 @@ const level = (surprise) => LEVELS.filter((least) => surprise >= least).length;
 
 export function lookView(columns) {
   let column = columns[0], chosen = null, first = 0, decoder, visible = false;
+  const attention = make("div", { class: "attention" }); // what it shows stays until an answer takes its place
   const list = $("pieces"), span = (place) => list.children[place - first];
 
   function drawn() {
@@ -38,26 +39,25 @@ export function lookView(columns) {
     $("branches").replaceChildren(...column.branches.map((each, index) => branchItem(column, each, index)));
     $("branching").hidden = column.branches.length < 2;
     if (branch && !column.writing) $("loss").replaceChildren(...lossFigure(branch.tokens, $("loss").clientWidth));
-    choose(chosen);
+    told();
   }
 
   function choose(place) {
     chosen = place;
-    for (const node of list.querySelectorAll("[aria-selected=true]")) node.setAttribute("aria-selected", "false");
-    const view = place === null || !column.branch ? null : seen(column.branch, place, column.about);
-    for (const [index, node] of [...list.children].entries()) marked(node, first + index, view, place);
-    $("token").replaceChildren();
-    list.removeAttribute("aria-activedescendant");
-    if (view === null) {
-      $("token").append(make("p", { class: "quiet" }, "Choose a token: with the mouse, a tap, or the arrow keys."));
-      return;
+    told();
+    span(place)?.scrollIntoView({ block: "nearest" });
+  }
+
+  function told() { // all that is drawn of the chosen token
+    const view = chosen === null ? null : seen(column.branch, chosen, column.about);
+    for (const [index, node] of [...list.children].entries()) marked(node, first + index, view, chosen);
+    if (chosen === null) {
+      list.removeAttribute("aria-activedescendant");
+      $("token").replaceChildren(make("p", { class: "quiet" }, "Choose a token: with the mouse, a tap, or the arrow keys."));
+    } else {
+      list.setAttribute("aria-activedescendant", `token-${chosen}`);
+      $("token").replaceChildren(...alternatives(column, chosen), ...sight(column, chosen, view, attention, shade));
     }
-    if (span(place)) {
-      span(place).setAttribute("aria-selected", "true");
-      span(place).scrollIntoView({ block: "nearest" });
-      list.setAttribute("aria-activedescendant", span(place).id);
-    }
-    $("token").append(...alternatives(column, place), ...sight(column, place, view, shade));
   }
 
   function shade(weights) { // the text by one head's attention; null: by surprise again
@@ -71,7 +71,7 @@ export function lookView(columns) {
 
   const placeOf = (event) => {
     const node = event.target.closest("[role=option]");
-    return node && first + [...list.children].indexOf(node);
+    return node && Number(node.id.slice("token-".length));
   };
   list.onclick = (event) => { const place = placeOf(event); if (place !== null) choose(place); };
   list.onfocus = () => { if (chosen === null && list.matches(":focus-visible") && column.branch) choose(column.branch.tokens.length - 1); };
@@ -83,8 +83,12 @@ export function lookView(columns) {
     event.preventDefault();
     choose(Math.max(first, Math.min(last, place)));
   };
-  list.onpointerover = (event) => tip(event, placeOf(event), column);
-  list.onpointerleave = () => ($("tip").hidden = true);
+  list.onpointerover = (event) => {
+    const place = event.pointerType === "mouse" ? placeOf(event) : null; // a finger chooses
+    if (place === null) tip(null);
+    else pointed(event.target, column.branch.tokens[place]);
+  };
+  list.onpointerleave = () => tip(null);
   $("look-at").onchange = (event) => {
     [column, chosen] = [columns[event.target.value], null];
     drawn();
@@ -131,6 +135,7 @@ function tokenSpan(branch, place, text) {
 // The window's edges and the cone are drawn on the text.
 function marked(node, place, view, chosen) {
   const inside = view !== null && place <= chosen;
+  node.setAttribute("aria-selected", String(place === chosen));
   node.classList.toggle("within", inside && place >= Math.min(...view.firsts));
   node.classList.toggle("reaches", inside && place >= view.reach && place < Math.min(...view.firsts));
   node.classList.toggle("edge", inside && view.edges.has(place));
@@ -172,16 +177,10 @@ function alternatives(column, place) {
   return [...heading(token, place), make("h3", {}, "It could have been"), make("ol", { class: "alternatives" }, ...items), make("p", { class: "quiet" }, note)];
 }
 
-function tip(event, place, column) {
-  const box = $("tip"), token = place === null ? null : column.branch.tokens[place];
-  box.hidden = !token || event.pointerType !== "mouse";
-  if (box.hidden) return;
+function pointed(node, token) {
   const lines = token.top.map((other) => make("li", {}, make("span", { class: "sign" }, spelled(other.bytes)), ` ${percent(Math.exp(other.logprob))}`));
   const said = token.logprob === null ? "not predicted" : `${number(-token.logprob, 2)} nats`;
-  box.replaceChildren(make("p", {}, make("span", { class: "sign" }, spelled(token.bytes)), ` ${said}`), make("ul", {}, ...lines));
-  const { left, bottom, top } = event.target.getBoundingClientRect(), under = bottom + box.offsetHeight + 8 < innerHeight;
-  box.style.setProperty("left", `${Math.max(4, Math.min(left, innerWidth - box.offsetWidth - 12))}px`);
-  box.style.setProperty("top", `${under ? bottom + 6 : top - box.offsetHeight - 6}px`);
+  tip(node, make("p", {}, make("span", { class: "sign" }, spelled(token.bytes)), ` ${said}`), make("ul", {}, ...lines));
 }
 
 // The branches of a text, each under the one that it leaves; the shown one is marked.

@@ -1,20 +1,19 @@
 // What a chosen token can see and does see: sentences, the cone, the ring of each kind of layer, each head's attention.
 
-import { draw, make, number, percent, spelled } from "./dom.js";
+import { draw, make, number, percent, spelled, tip } from "./dom.js";
 
 const LABELS = 24; // slots whose tokens are written beside the ring
 const listed = (layers) => `${layers.length > 1 ? "Layers" : "Layer"} ${layers.map((layer) => layer + 1).join(", ")}`;
 
-export function sight(column, place, view, shade) {
+export function sight(column, place, view, attention, shade) {
   const { about, branch } = column;
   const kinds = new Map(); // layers by their window
   about.windows.forEach((window, layer) => kinds.set(window, [...(kinds.get(window) ?? []), layer]));
   const position = place - view.start;
   const rings = [...kinds].map(([window, layers]) => make("figure", {},
     window === null ? row(position, about.context) : ring(branch, place, view.start, window), ringCaption(window, layers, position, about)));
-  const attention = make("div", { class: "attention" });
   if (about.looks) shown(column, place, view, attention, shade);
-  else attention.append(make("p", {}, "How it attends cannot be shown: this model has an attention of your own."));
+  else attention.replaceChildren(make("p", {}, "How it attends cannot be shown: this model has an attention of your own."));
   return [
     make("h3", {}, "What it can see"), ...sentences(place, view, kinds, about), cone(place, view, about),
     make("h3", {}, "Where its keys and values lie"), make("div", { class: "rings" }, ...rings),
@@ -25,9 +24,9 @@ export function sight(column, place, view, shade) {
 function sentences(place, view, kinds, about) {
   const by = [...kinds].map(([window, layers]) => {
     const count = place - Math.max(view.start, window === null ? 0 : place - window + 1) + 1;
-    const what = count === 1 ? "only the token itself" : `the ${number(count)} latest tokens, itself included`;
-    const all = window === null || count < window ? ", which are all" : "";
-    return `${listed(layers)}: ${what}${count > 1 ? all : ""}.`;
+    const all = window === null || count < window;
+    const what = count === 1 ? "only itself" : all ? `all ${number(count)} tokens up to itself` : `the ${number(count)} latest tokens, itself included`;
+    return `${listed(layers)}: ${what}.`;
   });
   const reach = place - view.reach + 1;
   if (about.windows.length > 1) by.push(`Through all ${about.windows.length} layers, ${number(reach)} tokens can reach it.`);
@@ -46,7 +45,7 @@ function cone(place, view, about) {
       draw("text", { x: right + 8, y: y + 15 }, `${number(count)} · ${name}`),
       draw("text", { x: right - length - 6, y: y + 15, "text-anchor": "end" }, index ? `−${number(place - from)}` : ""));
   });
-  return draw("svg", { class: "layers", viewBox: `0 0 340 ${rows.length * high}`, role: "img", "aria-label": `Cone of tokens: ${view.cone.map((from) => place - from + 1).join(", ")} from layer to layer` }, ...bars);
+  return draw("svg", { class: "layers", viewBox: `0 0 340 ${rows.length * high}`, role: "img", "aria-label": `What reaches it, layer by layer: ${view.cone.map((from) => place - from + 1).join(", ")}` }, ...bars);
 }
 
 // The slots in which keys and values lie, oldest to newest ever darker; the next token overwrites the oldest.
@@ -85,27 +84,33 @@ function ringCaption(window, layers, position, about) {
   return make("figcaption", {}, `${listed(layers)}: ${said}.`);
 }
 
-let asked = 0; // an answer that comes after another token was chosen is thrown away
+const PAUSE = 50; // milliseconds: who runs through the text with a key held down asks for nothing
+let last = 0; // an answer that comes after another token was chosen is thrown away
+let pressed = null; // the head that shades the text
 
 async function shown(column, place, view, box, shade) {
-  const { about, branch, engine } = column, mine = ++asked;
-  shade(null);
+  const { about, branch, engine } = column, mine = ++last;
   if (column.writing) {
-    box.append(make("p", {}, "This is shown when the writing has ended."));
+    box.replaceChildren(make("p", {}, "This is shown when the writing has ended."));
     return;
   }
+  await new Promise((resolve) => setTimeout(resolve, PAUSE));
+  if (mine !== last) return;
+  let layers;
   try {
-    const layers = await engine.attention(branch.ids.slice(view.start, place + 1));
-    if (mine !== asked) return;
-    const shared = about.kv_heads < about.heads ? " Heads of one colour share a key/value head." : "";
-    box.append(make("p", { class: "quiet" }, `A row is a query head, a column a token, the oldest left; darker is more.${shared} Click a head to shade the text by it.`));
-    box.append(...layers.map(({ weights }, layer) => make("details", { open: layer < 4 },
+    layers = await engine.attention(branch.ids.slice(view.start, place + 1));
+  } catch (error) {
+    box.replaceChildren(make("p", {}, error.message));
+  }
+  if (mine !== last || !layers) return;
+  const shared = about.kv_heads < about.heads ? " Heads of one colour share a key/value head." : "";
+  shade(null);
+  box.replaceChildren(
+    make("p", { class: "quiet" }, `A row is a query head, a column a token, the oldest left; a stronger colour is more attention.${shared} Click a head to shade the text by it.`),
+    ...layers.map(({ weights }, layer) => make("details", { open: layer < 4 },
       make("summary", {}, `Layer ${layer + 1}`, make("small", {}, layerKind(about, layer))),
       ...weights.map((row, head) => headRow(column, place, layer, head, row, shade)))));
-    for (const canvas of box.querySelectorAll("canvas")) painted(canvas);
-  } catch (error) {
-    if (mine === asked) box.append(make("p", {}, error.message));
-  }
+  for (const canvas of box.querySelectorAll("canvas")) painted(canvas);
 }
 
 function layerKind(about, layer) {
@@ -115,18 +120,23 @@ function layerKind(about, layer) {
 
 // One head: its colour is its key/value head's, its cells are the weights, and in words where it looks most.
 function headRow(column, place, layer, head, weights, shade) {
-  const { about, branch } = column, group = Math.floor(head / (about.heads / about.kv_heads));
-  const most = weights.indexOf(Math.max(...weights)), left = 1 - weights.reduce((a, b) => a + b);
-  const sign = spelled(branch.tokens[place - weights.length + 1 + most].bytes);
-  const nothing = about.sinks ? ` · nothing ${percent(Math.max(0, left))}` : "";
-  const canvas = make("canvas", { width: weights.length, height: 1, class: `kv-${group % 8}` });
+  const { about, branch } = column, group = Math.floor(head / (about.heads / about.kv_heads)), id = `${layer}.${head}`;
+  const said = (index) => `${spelled(branch.tokens[place - weights.length + 1 + index].bytes)} ${percent(weights[index])}`;
+  const rest = Math.max(0, 1 - weights.reduce((a, b) => a + b)), nothing = about.sinks ? ` · nothing ${percent(rest)}` : "";
+  const most = said(weights.indexOf(Math.max(...weights))) + nothing;
+  const canvas = make("canvas", { width: weights.length, height: 1, class: `kv-${group % 8}`, onpointerleave: () => tip(null) });
+  canvas.onpointermove = ({ offsetX }) => tip(canvas, said(Math.max(0, Math.min(weights.length - 1, Math.floor((offsetX / canvas.clientWidth) * weights.length)))));
   canvas.weights = weights;
-  const name = `Layer ${layer + 1}, head ${head + 1}, key/value head ${group + 1}: most at ${sign}, ${percent(weights[most])}${nothing}`;
-  return make("button", { type: "button", class: about.sinks ? "head sinks" : "head", "aria-pressed": "false", "aria-label": name, onclick: (event) => {
-    const on = event.currentTarget.getAttribute("aria-pressed") === "false";
-    for (const each of document.querySelectorAll(".head")) each.setAttribute("aria-pressed", String(on && each === event.currentTarget));
-    shade(on ? weights : null);
-  } }, make("span", { class: `chip kv-${group % 8}` }), make("span", {}, `${head + 1}`), canvas, make("span", { class: "most" }, make("span", { class: "sign" }, sign), ` ${percent(weights[most])}${nothing}`));
+  const onclick = (event) => {
+    pressed = pressed === id ? null : id;
+    for (const each of document.querySelectorAll(".head")) each.setAttribute("aria-pressed", String(pressed !== null && each === event.currentTarget));
+    shade(pressed && weights);
+  };
+  if (pressed === id) shade(weights);
+  return make("button", {
+    type: "button", class: about.sinks ? "head sinks" : "head", "aria-pressed": String(pressed === id), onclick,
+    "aria-label": `Layer ${layer + 1}, head ${head + 1}, key/value head ${group + 1}: most at ${most}`,
+  }, make("span", { class: `chip kv-${group % 8}` }), make("span", {}, String(head + 1)), canvas, make("span", { class: "most" }, most));
 }
 
 function painted(canvas) { // a pixel for each token; the square root lets one see small weights too

@@ -73,7 +73,7 @@ export function trainView(found) {
     const scale = logarithmic ? Math.log10 : (value) => value;
     const range = (place) => all.reduce(([low, high], point) => [Math.min(low, point[place]), Math.max(high, point[place])], [Infinity, -Infinity]);
     const x = range(0).map(scale), y = range(1), width = Math.max(300, $("curves").clientWidth);
-    const label = `Loss of ${lines.map(({ name }) => name).join(", ")} against ${unit}`;
+    const label = `Loss curves of ${lines.map(({ name }) => name).join(", ")}`;
     const drawn = axes({ width, height: width < 500 ? 260 : 380, x: logarithmic ? x : [0, x[1]], y, powers: logarithmic, xLabel: unit, yLabel: "loss, nats per token", label });
     const scaled = { atX: (value) => drawn.atX(scale(value)), atY: drawn.atY };
     for (const { index, training, validation } of lines) {

@@ -33,10 +33,10 @@ export function writeView(columns) {
     $("stop").disabled = !writing;
     $("continue").disabled = writing || texts.length === 0;
     $("regenerate").disabled = writing || !texts.some((column) => column.branch.from < column.branch.tokens.length);
-    const errors = chosen().filter((column) => column.error);
-    const name = (column) => (chosen().length > 1 ? `${column.about.name}: ` : "");
+    const failed = chosen().filter((column) => column.error), errors = new Set(failed.map((column) => column.error));
     if (writing) $("status").textContent = "writing · Escape stops";
-    else if (errors.length) $("status").textContent = errors.map((column) => name(column) + column.error).join(" · ");
+    else if (errors.size === 1) $("status").textContent = failed[0].error;
+    else if (errors.size > 1) $("status").textContent = failed.map((column) => `${column.about.name}: ${column.error}`).join(" · ");
     else if (chosen().length === 0) $("status").textContent = "choose a model";
     else $("status").textContent = summary(texts.map((column) => column.figures).filter(Boolean));
   }
