@@ -145,7 +145,7 @@ def application(
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Write on from a prompt; with `stream` as server-sent events, the last of which is `[DONE]`."""
         began = time.perf_counter()
-        plan = planned(asked, served(asked.model), limits, asyncio.get_running_loop())
+        plan = planned(asked, served(asked.model), limits)
         pieces = choices(plan, scheduler, limits.max_seconds)
         first = await _until_gone(request, anext(pieces))
         numbers.first.observe(time.perf_counter() - began)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,9 @@ from gpt2lab.serving.requests import (
 )
 from gpt2lab.serving.scheduler import Job, Piece, Scheduler, Served
 from gpt2lab.serving.settings import Limits
+
+# Seconds between two pieces of a text: more of them would be read no sooner, and each costs as much as a token.
+_PAUSE = 0.03
 
 
 class RefusedError(Exception):
@@ -63,6 +67,33 @@ class Text:
     written: int = 0
 
 
+class Mailbox:
+    """Pieces on their way from the scheduler's thread to the event loop, which is woken for many of them at once."""
+
+    def __init__(self) -> None:
+        self._loop, self._some = asyncio.get_running_loop(), asyncio.Event()
+        self._pieces: deque[tuple[int, Piece]] = deque()
+        self._told = False
+
+    def put(self, index: int, piece: Piece) -> None:
+        """Add a piece of a text, in any thread."""
+        self._pieces.append((index, piece))
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._some.set)
+
+    async def take(self) -> dict[int, Piece]:
+        """Wait for something, and take all that there is: one piece for each text."""
+        await self._some.wait()
+        self._some.clear()
+        self._told = False  # before it is emptied: what comes meanwhile wakes again
+        found: dict[int, Piece] = {}
+        while self._pieces:
+            index, piece = self._pieces.popleft()
+            found[index] = found[index] + piece if index in found else piece
+        return found
+
+
 @dataclass(frozen=True)
 class Plan:
     """A request that was looked through.
@@ -78,7 +109,7 @@ class Plan:
     echo: bool
     top: int | None
     details: bool
-    pieces: "asyncio.Queue[tuple[Text, Piece]]"
+    mailbox: Mailbox
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -94,7 +125,7 @@ class Plan:
         return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 
-def planned(request: CompletionRequest, served: Served, limits: Limits, loop: asyncio.AbstractEventLoop) -> Plan:
+def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     """Look a request through: everything that can be wrong with it is found before anything is written.
 
     Raises:
@@ -128,17 +159,12 @@ def planned(request: CompletionRequest, served: Served, limits: Limits, loop: as
     stops = [stop for stop in stops if stop != END_OF_TEXT]
     top = request.logprobs
     texts: list[Text] = []
-    pieces: asyncio.Queue[tuple[Text, Piece]] = asyncio.Queue()
-
+    mailbox = Mailbox()
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n)):
         own = dataclasses.replace(sampling, seed=(sampling.seed + index) % 2**62)
-
-        def deliver(piece: Piece, index: int = index) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, (texts[index], piece))
-
-        job = Job(prompt, own, max_tokens, stops, ends, top or 0, deliver)
+        job = Job(prompt, own, max_tokens, stops, ends, top or 0, partial(mailbox.put, index))
         texts.append(Text(index, prompt, job, Decoder(served.tokenizer)))
-    return Plan(request, served, texts, echo, top, bool(request.details), pieces)
+    return Plan(request, served, texts, echo, top, bool(request.details), mailbox)
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
@@ -199,13 +225,16 @@ async def choices(plan: Plan, scheduler: Scheduler, seconds: float) -> AsyncGene
             scheduler.submit(plan.served, [text.job for text in left])
         open_texts = len(left)
         while open_texts:
-            text, piece = await asyncio.wait_for(plan.pieces.get(), until - loop.time())
-            if piece.finished == "error":
-                raise RefusedError(503, piece.error, code="server_error")
-            text.written += len(piece.tokens)
-            open_texts -= piece.finished is not None
-            if piece.text or piece.tokens or piece.finished:
+            pieces = await asyncio.wait_for(plan.mailbox.take(), until - loop.time())
+            for index, piece in pieces.items():
+                if piece.finished == "error":
+                    raise RefusedError(503, piece.error, code="server_error")
+                text = plan.texts[index]
+                text.written += len(piece.tokens)
+                open_texts -= piece.finished is not None
                 yield _choice(plan, text, piece.tokens, piece.finished, piece.text)
+            if open_texts:
+                await asyncio.sleep(_PAUSE)
     except TimeoutError:
         raise RefusedError(
             503, f"the request has taken {seconds:g} seconds, and longer ones are ended", code="timeout"

@@ -52,6 +52,9 @@ class Piece:
     finished: Finished | None = None
     error: str = ""
 
+    def __add__(self, later: "Piece") -> "Piece":
+        return Piece(self.text + later.text, self.tokens + later.tokens, later.finished, later.error)
+
 
 @dataclass(eq=False)
 class Job:
