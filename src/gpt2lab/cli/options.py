@@ -14,6 +14,13 @@ Command = TypeVar("Command", bound=Callable[..., int])
 NOT_TYPED: Any = object()  # None is a value: it is what --window full means
 
 
+class _CheckedByUs:
+    """Where something has imported pydantic, the parser lets it check all values; :func:`_read` has checked ours."""
+
+    def __get_pydantic_core_schema__(self, *_: object) -> dict[str, str]:
+        return {"type": "any"}
+
+
 def with_flags(
     groups: Mapping[str, type], leave_out: Collection[str] = (), defaults: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Command], Command]:
@@ -62,7 +69,7 @@ def _flag(name: str, hint: Any, about: Option, group: Group, shown: str | None) 
         allow_leading_hyphen=kind in (int, float),
         consume_multiple=several,
     )
-    return Annotated[kind | None, parameter]
+    return Annotated[kind | None, parameter, _CheckedByUs()]
 
 
 def _read(name: str, hint: Any, about: Option, _: object, tokens: Sequence[Token]) -> Any:

@@ -232,7 +232,7 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
+        place = [str(part) for part in first["loc"] if part not in ("body", "path")]
         name = printable(place[0])[:100] if place else None
         if first["type"] == "json_invalid":
             return _error(400, f"the request is not JSON: {first['ctx']['error']}")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import Sequence
@@ -80,7 +81,8 @@ def serve(runs_served: Sequence[str | Path], **given: Any) -> None:
                 ending = threading.Timer(limits.grace, scheduler.end)
                 ending.daemon = True
                 ending.start()
-                super().handle_exit(sig, frame)
+                self.force_exit = self.should_exit and sig == signal.SIGINT  # Ctrl-C once more
+                self.should_exit = True
 
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         settings = uvicorn.Config(
