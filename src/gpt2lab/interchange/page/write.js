@@ -3,6 +3,8 @@
 import { $, make, number, size } from "./dom.js";
 import { pieces } from "./text.js";
 
+const FRAME = 40; // milliseconds: laying out a text that grows takes time that the model could use
+
 // What the person chose; what is left empty is left out.
 export function options() {
   const value = (id) => ($(id).value === "" ? undefined : Number($(id).value));
@@ -81,8 +83,16 @@ function article(column, index, named) {
   const edit = make("button", { type: "button", disabled: true, onclick: () => { $("prompt").value = column.branch.text; $("prompt").focus(); } }, "Edit");
   const copy = make("button", { type: "button", disabled: true, onclick: () => copied(text) }, "Copy");
   let written, decoder; // while the model writes, plain text is added, which is quick
+  let fresh = "", timer = 0; // what was written since then
+
+  function added() {
+    written.appendData(fresh);
+    [fresh, timer] = ["", 0];
+    tell();
+  }
 
   function drawn() {
+    fresh = "";
     const { tokens, given } = column.branch;
     decoder = new TextDecoder();
     const prompt = pieces(tokens.slice(0, given), decoder).join(""), others = pieces(tokens.slice(given), decoder).join("");
@@ -90,7 +100,7 @@ function article(column, index, named) {
     text.replaceChildren(make("span", { class: "prompt" }, prompt), written);
   }
 
-  function told() {
+  function tell() {
     edit.disabled = copy.disabled = !column.branch || column.writing;
     const { tokens, seconds, first } = column.figures ?? {};
     const speed = tokens ? [`${number(tokens / seconds)} tokens/s`, `${number(1000 * first, first < 0.01 ? 1 : 0)} ms to the first`] : [];
@@ -99,10 +109,12 @@ function article(column, index, named) {
 
   column.watch((what, _, tokens) => {
     if (what === "text") drawn();
-    if (what === "tokens") written.appendData(pieces(tokens, decoder).join(""));
-    told();
+    if (what === "tokens") {
+      fresh += pieces(tokens, decoder).join("");
+      timer ||= setTimeout(added, FRAME);
+    } else tell();
   });
-  told();
+  tell();
   const heading = named ? [make("h2", {}, name)] : [];
   const buttons = make("div", { class: "buttons small" }, edit, copy);
   return make("article", { class: "column" }, make("header", {}, ...heading, figures, buttons), text);
