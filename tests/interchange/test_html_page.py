@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from torch import Tensor
 import gpt2lab
 from gpt2lab import GPT2, CharTokenizer, InputError
 from gpt2lab.data.tokenizers import BPETokenizer, Tokenizer
+from gpt2lab.generation.scores import scored
 from gpt2lab.generation.weights import rounded
 from gpt2lab.interchange import html_page
 from gpt2lab.interchange.html_page import PAGE, Wasm, packed
@@ -209,7 +211,7 @@ def test_greedy_text_is_pythons_for_500_tokens(
     opened = Opened(browser, made(model, tokenizer, tmp_path / "page.html"))
     opened.option("Temperature", 0)
     opened.option("Tokens", 500)
-    prompt = "the night " if tokenizer is WORDS else "abc "
+    prompt = "the night of the queens " * 9 if tokenizer is WORDS else "abc "  # longer than the context, or shorter
     found = opened.write(prompt)
     ids = torch.from_numpy(tokenizer.encode(prompt))[None]
     ours = gpt2lab.generate(rounded(model, "int8"), ids, 500, step="eager", temperature=0)[0].tolist()
@@ -370,18 +372,23 @@ def test_what_a_token_sees_is_what_it_sees_in_python(
     assert opened.wrong == []
 
 
-def test_a_text_of_ones_own_has_pythons_loss(browser: Browser, tmp_path: Path) -> None:
-    model = model_with(LETTERS, **ENDLESS)
+@pytest.mark.parametrize("switches", [ENDLESS, {"window": (5, None)}], ids=["endless", "learned"])
+def test_a_text_of_ones_own_has_pythons_loss(switches: dict[str, Any], browser: Browser, tmp_path: Path) -> None:
+    model = model_with(LETTERS, **switches)
     opened = Opened(browser, made(model, LETTERS, tmp_path / "page.html"))
     opened.tab("Look")
     opened.page.get_by_text("Look at a text of your own").click()
     text = "the night of the queens\n and what there is " * 3
     opened.page.locator("#pasted").fill(text)
     opened.page.get_by_role("button", name="Read").click()
-    said = opened.page.locator("#loss-mean").inner_text(timeout=LONG)
-    ids = torch.from_numpy(LETTERS.encode(text))
-    wanted = torch.nn.functional.cross_entropy(dense_logits(rounded(model, "int8"), ids)[:-1], ids[1:]).item()
-    assert float(said.split()[2]) == pytest.approx(wanted, abs=2e-4)
+    opened.page.locator("#loss-mean").wait_for(timeout=LONG)
+    found = opened.page.evaluate("gpt2lab.columns[0].branch.tokens.map(({ logprob }) => logprob)")
+    wanted = [one.logprob for one in scored(rounded(model, "int8"), torch.from_numpy(LETTERS.encode(text)))]
+    assert found[0] is wanted[0] is None
+    assert found[1:] == pytest.approx(wanted[1:], abs=2e-4)
+    mean = -sum(found[1:]) / len(found[1:])
+    said = f"Mean loss {mean:.4f} nats per token, perplexity {math.exp(mean):.2f}, at temperature 1."
+    assert opened.page.locator("#loss-mean").inner_text() == said
     assert opened.page.locator("#pieces").text_content() == text
     assert opened.status == f"{len(text)} tokens were read"
     assert opened.wrong == []

@@ -73,8 +73,13 @@ export function lookView(columns) {
     const node = event.target.closest("[role=option]");
     return node && Number(node.id.slice("token-".length));
   };
-  list.onclick = (event) => { const place = placeOf(event); if (place !== null) choose(place); };
-  list.onfocus = () => { if (chosen === null && list.matches(":focus-visible") && column.branch) choose(column.branch.tokens.length - 1); };
+  list.onclick = (event) => {
+    const place = placeOf(event);
+    if (place !== null) choose(place);
+  };
+  list.onfocus = () => { // by the keyboard
+    if (chosen === null && list.matches(":focus-visible")) choose(column.branch.tokens.length - 1);
+  };
   list.onkeydown = (event) => {
     const last = list.children.length - 1 + first, lines = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     const moved = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: first, End: last }[event.key];
@@ -143,57 +148,63 @@ function marked(node, place, view, chosen) {
   node.classList.toggle("cut", inside && place === view.start && place > 0);
 }
 
-function below(nodes, from, lines) { // the nearest token of the line above or below
+function below(nodes, from, lines) { // the nearest token of the next line, or with -1 of the one before
   const here = nodes[from]?.getClientRects()[0];
-  if (!here) return from;
-  const distance = (node) => {
-    const box = node.getClientRects()[0];
-    return box && lines * (box.top - here.top) > 4 ? Math.abs(box.top - here.top) * 100 + Math.abs(box.left - here.left) : Infinity;
-  };
   let best = from, least = Infinity;
-  for (const [index, node] of [...nodes].entries()) if (distance(node) < least) [best, least] = [index, distance(node)];
+  for (const [index, node] of [...nodes].entries()) {
+    const box = node.getClientRects()[0], down = lines * (box?.top - here?.top);
+    const far = 100 * down + Math.abs(box?.left - here?.left);
+    if (down > 4 && far < least) [best, least] = [index, far];
+  }
   return best;
-}
-
-function heading(token, place) {
-  const surprise = token.logprob === null ? [] : [`surprise ${number(-token.logprob, 2)} nats, probability ${percent(Math.exp(token.logprob))}`];
-  return [make("h2", {}, "Token ", make("q", {}, spelled(token.bytes))), make("p", { class: "quiet" }, [`at place ${number(place)}`, `id ${token.id}`, ...surprise].join(" · "))];
 }
 
 // What a token could have been; a click takes an alternative and writes on behind it.
 function alternatives(column, place) {
-  const token = column.branch.tokens[place];
-  if (token.logprob === null) return [...heading(token, place), make("p", {}, "Nothing that the model read comes before it, so nothing predicted it.")];
+  const token = column.branch.tokens[place], predicted = token.logprob !== null;
+  const likely = percent(Math.exp(token.logprob));
+  const surprise = predicted && `surprise ${number(-token.logprob, 2)} nats, probability ${likely}`;
+  const heading = [
+    make("h2", {}, "Token ", make("q", {}, spelled(token.bytes))),
+    make("p", { class: "quiet" }, [`at place ${number(place)}`, `id ${token.id}`, surprise].filter(Boolean).join(" · ")),
+  ];
+  if (!predicted) return [...heading, make("p", {}, "Nothing comes before it, so nothing predicted it.")];
   const others = token.top.some(({ id }) => id === token.id) ? token.top : [...token.top, token];
   const items = others.map((other) => {
-    const taken = other.id === token.id, share = Math.exp(other.logprob);
-    const bar = make("span", { class: "bar" });
+    const taken = other.id === token.id, share = Math.exp(other.logprob), bar = make("span", { class: "bar" });
     bar.style.setProperty("--share", share);
-    const button = make("button", { type: "button", disabled: taken || column.writing, "aria-current": taken && "true", onclick: () => column.fork(place, other, options()) },
-      bar, make("span", { class: "sign" }, spelled(other.bytes)), make("span", {}, percent(share)));
-    return make("li", {}, button);
+    return make("li", {}, make("button", {
+      type: "button", disabled: taken || column.writing, "aria-current": taken && "true",
+      onclick: () => column.fork(place, other, options()),
+    }, bar, make("span", { class: "sign" }, spelled(other.bytes)), make("span", {}, percent(share))));
   });
-  const note = "The probabilities are the model's own: at temperature 1, before any filter. Click one to branch the text there.";
-  return [...heading(token, place), make("h3", {}, "It could have been"), make("ol", { class: "alternatives" }, ...items), make("p", { class: "quiet" }, note)];
+  const note = "The probabilities are the model's own: at temperature 1, before any filter. "
+    + "Click one to branch the text there.";
+  return [
+    ...heading, make("h3", {}, "It could have been"), make("ol", { class: "alternatives" }, ...items),
+    make("p", { class: "quiet" }, note),
+  ];
 }
 
 function pointed(node, token) {
-  const lines = token.top.map((other) => make("li", {}, make("span", { class: "sign" }, spelled(other.bytes)), ` ${percent(Math.exp(other.logprob))}`));
+  const sign = ({ bytes }, said) => [make("span", { class: "sign" }, spelled(bytes)), ` ${said}`];
+  const lines = token.top.map((other) => make("li", {}, ...sign(other, percent(Math.exp(other.logprob)))));
   const said = token.logprob === null ? "not predicted" : `${number(-token.logprob, 2)} nats`;
-  tip(node, make("p", {}, make("span", { class: "sign" }, spelled(token.bytes)), ` ${said}`), make("ul", {}, ...lines));
+  tip(node, make("p", {}, ...sign(token, said)), make("ul", {}, ...lines));
 }
 
 // The branches of a text, each under the one that it leaves; the shown one is marked.
 function branchItem(column, branch, index) {
   const { parent, at, tokens, options: how } = branch;
-  const depth = (one) => (one.parent && column.branches.includes(one.parent) ? 1 + depth(one.parent) : 0);
+  const depth = (one) => (column.branches.includes(one.parent) ? 1 + depth(one.parent) : 0);
   const said = tokens.slice(at, at + 24).map((token) => spelled(token.bytes)).join("");
   const where = parent ? `leaves at ${number(at)}` : "the first";
-  const seed = how ? ` · seed ${how.seed}` : "";
-  const button = make("button", { type: "button", disabled: column.writing, "aria-current": branch === column.branch && "true", onclick: () => column.show(branch) },
-    make("span", { class: "sign" }, said), make("small", {}, `${where} · ${number(tokens.length)} tokens${seed}`));
+  const button = make("button", {
+    type: "button", disabled: column.writing, "aria-current": branch === column.branch && "true",
+    "aria-label": `Branch ${index + 1}, ${where}: ${said}`, onclick: () => column.show(branch),
+  }, make("span", { class: "sign" }, said),
+  make("small", {}, `${where} · ${number(tokens.length)} tokens${how ? ` · seed ${how.seed}` : ""}`));
   button.style.setProperty("--depth", depth(branch));
-  button.setAttribute("aria-label", `Branch ${index + 1}, ${where}: ${said}`);
   return make("li", {}, button);
 }
 

@@ -11,27 +11,34 @@ export function random(seed) { // mulberry32, twice for 53 bits
   return () => ((bits() >>> 5) * 67108864 + (bits() >>> 6)) / 9007199254740992;
 }
 
-export function choose(raw, seen, options, noise) {
-  const { temperature = 1, top_k = Infinity, top_p = 1, min_p = 0, repetition_penalty = 1 } = options;
-  const scores = Float64Array.from(raw);
+// The next id: a penalty, the temperature, then the filters, each on what the ones before left.
+export function choose(logits, seen, options, noise) {
+  const { temperature = 1, top_k = Infinity, top_p = 1, min_p = 0, repetition_penalty: penalty = 1 } = options;
+  const scores = Float64Array.from(logits);
+  if (penalty !== 1) for (const id of seen) scores[id] = scores[id] > 0 ? scores[id] / penalty : scores[id] * penalty;
   let best = 0;
-  if (repetition_penalty !== 1)
-    for (const id of seen) scores[id] = scores[id] > 0 ? scores[id] / repetition_penalty : scores[id] * repetition_penalty;
   for (let id = 1; id < scores.length; id++) if (scores[id] > scores[best]) best = id;
   if (!Number.isFinite(scores[best])) throw new Error("The model's numbers are not finite.");
   if (temperature < 2 ** -126) return best;
-  let kept = Array.from(scores.keys());
-  if (top_k < kept.length || top_p < 1) kept.sort((a, b) => scores[b] - scores[a]);
-  if (top_k < kept.length) kept = kept.filter((id) => scores[id] >= scores[kept[top_k - 1]]);
-  let weights = kept.map((id) => Math.exp((scores[id] - scores[best]) / temperature));
-  if (top_p < 1) {
-    const total = weights.reduce((a, b) => a + b), enough = [];
-    for (let i = 0, before = 0; i < kept.length && before < top_p * total; before += weights[i++]) enough.push(i);
-    [kept, weights] = [enough.map((i) => kept[i]), enough.map((i) => weights[i])];
+  const weights = scores.map((score) => Math.exp((score - scores[best]) / temperature)); // the likeliest has 1
+  const drop = (condition) => weights.forEach((weight, id) => { if (condition(weight, id)) weights[id] = 0; });
+  const total = () => weights.reduce((a, b) => a + b);
+  if (top_k < scores.length || top_p < 1) {
+    const order = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a]);
+    if (top_k < scores.length) drop((_, id) => scores[id] < scores[order[top_k - 1]]);
+    if (top_p < 1) {
+      const enough = top_p * total();
+      let before = 0; // what the likelier ones hold together
+      for (const id of order) {
+        const weight = weights[id];
+        if (before >= enough) weights[id] = 0;
+        before += weight;
+      }
+    }
   }
-  weights = weights.map((weight) => (weight < min_p ? 0 : weight)); // the likeliest has 1
-  let left = noise() * weights.reduce((a, b) => a + b);
-  for (let i = 0; i < kept.length; i++) if ((left -= weights[i]) < 0) return kept[i];
+  if (min_p > 0) drop((weight) => weight < min_p);
+  let left = noise() * total();
+  for (let id = 0; id < weights.length; id++) if ((left -= weights[id]) < 0) return id;
   return best;
 }
 

@@ -4,7 +4,8 @@
 import { $, make, number } from "./dom.js";
 import { axes, path } from "./chart.js";
 
-const PAUSE = 3000; // milliseconds
+const PAUSE = 3000, LONG_PAUSE = 15000; // milliseconds, while a run trains and while none does
+const SHOWN_FIRST = 4;
 const UNITS = { tokens: "tokens read", step: "steps", seconds: "seconds of training" };
 
 export function trainView(found) {
@@ -16,15 +17,15 @@ export function trainView(found) {
       const all = await found("/runs");
       runs = all.runs;
       listed(all);
-      for (const run of runs.filter(({ id, training }) => (shown.has(id) || sampled() === id) && (training || !records.has(id))))
-        records.set(run.id, await found(`/runs/${run.id}`));
+      const wanted = runs.filter(({ id }) => shown.has(id) || sampled() === id);
+      for (const { id, step } of wanted.filter(({ id, step, training }) => training || records.get(id)?.step !== step))
+        records.set(id, { ...(await found(`/runs/${id}`)), step });
       curves();
       sample();
-      if (timer !== null) timer = setTimeout(asked, PAUSE);
     } catch (error) {
       $("status").textContent = error.message;
-      if (timer !== null) timer = setTimeout(asked, 3 * PAUSE);
     }
+    if (timer !== null) timer = setTimeout(asked, runs.some(({ training }) => training) ? PAUSE : LONG_PAUSE);
   }
 
   const sampled = () => Number($("sample-run").value);
@@ -33,12 +34,11 @@ export function trainView(found) {
     $("train-empty").hidden = runs.length > 0;
     $("train-found").hidden = runs.length === 0;
     const known = new Map([...$("runs").querySelectorAll("label")].map((node) => [Number(node.dataset.run), node]));
-    for (const [index, run] of runs.entries()) {
+    for (const run of runs) {
       if (!known.has(run.id)) {
-        if (known.size + index < 4) shown.add(run.id);
-        const node = runBox(run, index);
-        $("runs").append(node);
-        known.set(run.id, node);
+        if (known.size < SHOWN_FIRST) shown.add(run.id);
+        known.set(run.id, runBox(run));
+        $("runs").append(known.get(run.id));
         $("sample-run").append(make("option", { value: String(run.id) }, run.name));
       }
       known.get(run.id).querySelector("small").textContent = described(run);
@@ -48,40 +48,48 @@ export function trainView(found) {
       make("li", {}, make("a", { href: `/reports/${id}`, target: "_blank", rel: "noopener" }, name))));
   }
 
-  function runBox(run, index) {
+  function runBox(run) {
     const box = make("input", { type: "checkbox", onchange: (event) => {
       if (event.target.checked) shown.add(run.id);
       else shown.delete(run.id);
       again();
     } });
     box.checked = shown.has(run.id);
-    return make("label", { "data-run": run.id }, box, make("span", { class: `chip kv-${index % 8}` }), make("span", {}, run.name), make("small", {}));
+    const chip = make("span", { class: `chip ${colour(run)}` });
+    return make("label", { "data-run": run.id }, box, chip, make("span", {}, run.name), make("small", {}));
   }
 
   function curves() {
     const across = $("train-across").value, logarithmic = $("train-scale").value === "log";
-    const lines = runs.map((run, index) => [run, index]).filter(([{ id }]) => shown.has(id) && records.has(id)).map(([run, index]) => {
+    const lines = runs.filter(({ id }) => shown.has(id) && records.has(id)).map((run) => {
       const points = records.get(run.id).records.filter((one) => one[across] > 0);
       const at = (name) => points.filter((one) => one[name] != null).map((one) => [one[across], one[name]]);
-      return { name: run.name, index, training: at("loss"), validation: at("validation_loss") };
+      return { run, training: at("loss"), validation: at("validation_loss") };
     });
     const all = lines.flatMap(({ training, validation }) => [...training, ...validation]);
-    $("curves").replaceChildren(all.length ? picture(lines, all, UNITS[across], logarithmic) : make("p", {}, "Choose a run that has been measured."));
+    const none = () => make("p", {}, "Choose a run that has been measured.");
+    $("curves").replaceChildren(all.length ? picture(lines, all, UNITS[across], logarithmic) : none());
   }
 
   function picture(lines, all, unit, logarithmic) {
     const scale = logarithmic ? Math.log10 : (value) => value;
-    const range = (place) => all.reduce(([low, high], point) => [Math.min(low, point[place]), Math.max(high, point[place])], [Infinity, -Infinity]);
-    const x = range(0).map(scale), y = range(1), width = Math.max(300, $("curves").clientWidth);
-    const label = `Loss curves of ${lines.map(({ name }) => name).join(", ")}`;
-    const drawn = axes({ width, height: width < 500 ? 260 : 380, x: logarithmic ? x : [0, x[1]], y, powers: logarithmic, xLabel: unit, yLabel: "loss, nats per token", label });
+    const extent = (place) => {
+      const values = all.map((point) => point[place]).sort((a, b) => a - b);
+      return [values[0], values.at(-1)];
+    };
+    const x = extent(0).map(scale), width = Math.max(300, $("curves").clientWidth), height = width < 500 ? 260 : 380;
+    const drawn = axes({
+      width, height, x: logarithmic ? x : [0, x[1]], y: extent(1), logarithmic, xLabel: unit, yLabel: "loss, nats per token",
+      label: `Loss curves of ${lines.map(({ run }) => run.name).join(", ")}`,
+    });
     const scaled = { atX: (value) => drawn.atX(scale(value)), atY: drawn.atY };
-    for (const { index, training, validation } of lines) {
-      drawn.line(path(training, scaled), `kv-${index % 8} faint`);
-      drawn.line(path(validation, scaled), `kv-${index % 8}`);
-      for (const point of validation.slice(-1)) drawn.point(scaled.atX(point[0]), scaled.atY(point[1]), `kv-${index % 8}`);
+    for (const { run, training, validation } of lines) {
+      drawn.line(path(training, scaled), `${colour(run)} faint`);
+      drawn.line(path(validation, scaled), colour(run));
+      for (const [x, y] of validation.slice(-1)) drawn.point(scaled.atX(x), scaled.atY(y), colour(run));
     }
-    return make("figure", { class: "wide" }, drawn.svg, make("figcaption", {}, "Faint: the training batches. Strong: validation."));
+    const caption = "Faint: the training batches. Strong: validation.";
+    return make("figure", {}, drawn.svg, make("figcaption", {}, caption));
   }
 
   function sample() {
@@ -91,7 +99,8 @@ export function trainView(found) {
     slider.disabled = samples.length < 2;
     if (atEnd) slider.value = slider.max;
     const one = samples[slider.value];
-    $("sample-told").textContent = one ? `Step ${number(one.step)}, sample ${Number(slider.value) + 1} of ${samples.length}` : "This run has written no sample yet.";
+    const which = one && `Step ${number(one.step)}, sample ${Number(slider.value) + 1} of ${samples.length}`;
+    $("sample-told").textContent = which ?? "This run has written no sample yet.";
     slider.setAttribute("aria-valuetext", $("sample-told").textContent);
     $("sample").textContent = one?.text ?? "";
     $("sample").hidden = !one;
@@ -107,6 +116,8 @@ export function trainView(found) {
     if (on) asked();
   };
 }
+
+const colour = ({ id }) => `kv-${id % 8}`; // a run keeps it when others come
 
 function described({ switches, context_size, step, validation_loss, training }) {
   const on = Object.entries(switches).map(([name, value]) => `${name} ${value}`).join(", ") || "the original";

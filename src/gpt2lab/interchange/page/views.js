@@ -40,7 +40,7 @@ export function opened(engines, others = {}) {
 }
 
 function facts(about, named) {
-  const rows = about.facts.map(([label, value]) => make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, value)));
+  const row = ([label, value]) => make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, value));
   const heading = named ? [make("h2", {}, about.name), make("p", { class: "quiet" }, about.summary)] : [];
-  return make("section", {}, ...heading, make("table", {}, make("tbody", {}, ...rows)));
+  return make("section", {}, ...heading, make("table", {}, make("tbody", {}, ...about.facts.map(row))));
 }

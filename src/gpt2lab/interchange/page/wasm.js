@@ -66,7 +66,8 @@ export class WasmEngine {
       return windows.map((window, layer) => {
         const seen = Math.min(window ?? context, this.#read.length);
         const all = new Float32Array(this.#program.memory.buffer, this.#program.attention(layer), heads * seen);
-        return { weights: Array.from({ length: heads }, (_, head) => Array.from(all.subarray(head * seen, (head + 1) * seen))) };
+        const row = (_, head) => Array.from(all.subarray(head * seen, (head + 1) * seen));
+        return { weights: Array.from({ length: heads }, row) };
       });
     } finally {
       freed();

@@ -20,6 +20,7 @@ const anySeed = () => Math.floor(Math.random() * 2 ** 32);
 export function writeView(columns) {
   const shown = new Set(columns.slice(0, 2));
   const chosen = () => columns.filter((column) => shown.has(column));
+  const texts = () => chosen().filter((column) => column.branch);
   const articles = new Map(columns.map((column, index) => [column, article(column, index, columns.length > 1)]));
 
   function choose(column, on) {
@@ -30,31 +31,37 @@ export function writeView(columns) {
   }
 
   function tell() { // which buttons can be used, and in words what happens
-    const writing = columns.some((column) => column.writing), texts = chosen().filter((column) => column.branch);
+    const writing = columns.some((column) => column.writing);
     $("start").disabled = writing || chosen().length === 0;
     $("stop").disabled = !writing;
-    $("continue").disabled = writing || texts.length === 0;
-    $("regenerate").disabled = writing || !texts.some((column) => column.branch.from < column.branch.tokens.length);
-    const failed = chosen().filter((column) => column.error), errors = new Set(failed.map((column) => column.error));
-    if (writing) $("status").textContent = "writing · Escape stops";
-    else if (errors.size === 1) $("status").textContent = failed[0].error;
-    else if (errors.size > 1) $("status").textContent = failed.map((column) => `${column.about.name}: ${column.error}`).join(" · ");
-    else if (chosen().length === 0) $("status").textContent = "choose a model";
-    else $("status").textContent = summary(texts.map((column) => column.figures).filter(Boolean));
+    $("continue").disabled = writing || texts().length === 0;
+    $("regenerate").disabled = writing || !texts().some((column) => column.branch.from < column.branch.tokens.length);
+    $("status").textContent = said();
   }
 
-  const each = (what) => () => chosen().filter((column) => column.branch).map(what);
+  function said() {
+    if (columns.some((column) => column.writing)) return "writing · Escape stops";
+    const failed = chosen().filter((column) => column.error), errors = new Set(failed.map((column) => column.error));
+    if (errors.size === 1) return failed[0].error;
+    if (errors.size > 1) return failed.map((column) => `${column.about.name}: ${column.error}`).join(" · ");
+    if (chosen().length === 0) return "choose a model";
+    return summary(texts().map((column) => column.figures).filter(Boolean));
+  }
+
   const write = () => {
     const asked = options();
     for (const column of chosen()) column.write($("prompt").value, asked);
   };
   $("start").onclick = write;
   $("stop").onclick = () => columns.forEach((column) => column.stop());
-  $("continue").onclick = () => { const asked = options(); each((column) => column.goOn(asked))(); };
+  $("continue").onclick = () => {
+    const asked = options();
+    for (const column of texts()) column.goOn(asked);
+  };
   $("regenerate").onclick = () => {
     const asked = { ...options(), seed: anySeed() };
     if ($("seed").value !== "") $("seed").value = asked.seed;
-    each((column) => column.regenerate(asked))();
+    for (const column of texts()) column.regenerate(asked);
   };
   for (const column of columns) {
     column.watch((what) => what === "state" && tell());
@@ -80,8 +87,12 @@ function article(column, index, named) {
   const { name, cache_bytes } = column.about, id = index ? `text-${index + 1}` : "text";
   const text = make("div", { id, class: "text", role: "region", tabindex: "0", "aria-label": `What ${name} writes` });
   const figures = make("p", { class: "figures" });
-  const edit = make("button", { type: "button", disabled: true, onclick: () => { $("prompt").value = column.branch.text; $("prompt").focus(); } }, "Edit");
-  const copy = make("button", { type: "button", disabled: true, onclick: () => copied(text) }, "Copy");
+  const taken = () => {
+    $("prompt").value = column.branch.text;
+    $("prompt").focus();
+  };
+  const edit = make("button", { type: "button", onclick: taken }, "Edit");
+  const copy = make("button", { type: "button", onclick: () => copied(text) }, "Copy");
   let written, decoder; // while the model writes, plain text is added, which is quick
   let fresh = "", timer = 0; // what was written since then
 
@@ -95,7 +106,8 @@ function article(column, index, named) {
     fresh = "";
     const { tokens, given } = column.branch;
     decoder = new TextDecoder();
-    const prompt = pieces(tokens.slice(0, given), decoder).join(""), others = pieces(tokens.slice(given), decoder).join("");
+    const prompt = pieces(tokens.slice(0, given), decoder).join("");
+    const others = pieces(tokens.slice(given), decoder).join("");
     written = new Text(column.writing ? others : others + decoder.decode());
     text.replaceChildren(make("span", { class: "prompt" }, prompt), written);
   }
@@ -103,8 +115,9 @@ function article(column, index, named) {
   function tell() {
     edit.disabled = copy.disabled = !column.branch || column.writing;
     const { tokens, seconds, first } = column.figures ?? {};
-    const speed = tokens ? [`${number(tokens / seconds)} tokens/s`, `${number(1000 * first, first < 0.01 ? 1 : 0)} ms to the first`] : [];
-    figures.textContent = [...speed, `cache ${size(cache_bytes)}`].join(" · ");
+    const latency = number(1000 * first, first < 0.01 ? 1 : 0);
+    const speed = tokens ? `${number(tokens / seconds)} tokens/s · ${latency} ms to the first · ` : "";
+    figures.textContent = `${speed}cache ${size(cache_bytes)}`;
   }
 
   column.watch((what, _, tokens) => {
