@@ -36,7 +36,9 @@ function sentences(place, view, kinds, about) {
   if (view.start > 0)
     by.push(`The context of ${number(about.context)} tokens was full: the model has dropped the ${number(view.start)} `
       + "tokens before the double line, and has read the others again.");
-  return by.map((said) => make("p", {}, said));
+  const marks = "On the text: underlined is what it sees, and a bar is a window's edge; dotted is what reaches it besides, "
+    + "through several layers.";
+  return [...by.map((said) => make("p", {}, said)), make("p", { class: "quiet" }, marks)];
 }
 
 // Rows are layers, the last one on top; each bar is what reaches the token from there on.
