@@ -2,55 +2,35 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from gpt2lab.errors import InputError, printable
-from gpt2lab.interchange.html_page import PAGE, about, server_page
-from gpt2lab.model import attention_weights
+from gpt2lab.errors import printable
+from gpt2lab.interchange.html_page import about
 from gpt2lab.serving import requests
-from gpt2lab.serving.completions import Plan, RefusedError, check_ids, choices, planned, together
+from gpt2lab.serving.completions import Plan, RefusedError, choices, planned, served_model, together
 from gpt2lab.serving.guard import Guard
-from gpt2lab.serving.requests import AttentionRequest, CompletionRequest
-from gpt2lab.serving.runs import RunFolder
+from gpt2lab.serving.playground import add_page
+from gpt2lab.serving.requests import ERRORS, AttentionRequest, CompletionRequest
 from gpt2lab.serving.scheduler import BusyError, ClosedError, Scheduler, Served
 from gpt2lab.serving.settings import Limits
 
 T = TypeVar("T")
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-# A report brings its own style and pictures, and must not be able to do anything else.
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
-KINDS = {".js": "text/javascript", ".css": "text/css"}
 AGAIN = 1  # seconds after which a request that found no place may come again
 
-_MEANINGS = {
-    400: "The request is wrong.",
-    401: "The key is missing or wrong.",
-    403: "A page of another site, or another name of the server.",
-    404: "There is no such thing.",
-    413: "The request is too large.",
-    429: "Too many texts wait; come again.",
-    503: "The server is about to stop, or the request took too long.",
-}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": requests.ErrorAnswer, "description": meaning} for status, meaning in _MEANINGS.items()
-}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
 
@@ -106,9 +86,7 @@ class Numbers:
         return [tokens, running, waiting, answers]
 
 
-def application(
-    scheduler: Scheduler, limits: Limits, *, host: str, key: str | None, runs: Path, created: int | None = None
-) -> FastAPI:
+def application(scheduler: Scheduler, limits: Limits, *, host: str, key: str | None, runs: Path) -> FastAPI:
     """The application.
 
     Args:
@@ -117,35 +95,24 @@ def application(
         host: where the server listens, which decides by which names it may be asked.
         key: what every request has to know; None: nothing.
         runs: folder whose runs the page shows.
-        created: seconds since 1970 that the models tell; None: now.
     """
     app = FastAPI(title="gpt2lab", docs_url=None, redoc_url=None, description=__doc__)
-    numbers, started = Numbers(scheduler), int(time.time()) if created is None else created
+    numbers, started = Numbers(scheduler), int(time.time())
     every = [*scheduler.models.values()]
-    folder = RunFolder(runs, lambda question: scheduler.ask(question).result(limits.max_seconds))
-    files = {f"/page/{path.name}": path for path in sorted(PAGE.iterdir()) if path.suffix in KINDS}
-    open_paths = {"/", "/health", *files}
+    open_paths = {"/health", *add_page(app, scheduler, limits, runs)}
     app.add_middleware(Guard, host=host, key=key, open_paths=open_paths, max_body=limits.max_body, count=numbers.count)
     _tell_errors(app)
-
-    def served(name: str) -> Served:
-        if name not in scheduler.models:
-            known = ", ".join(scheduler.models)
-            raise RefusedError(
-                404, f"there is no model {printable(name)[:100]!r}; there is {known}", "model", "model_not_found"
-            )
-        return scheduler.models[name]
 
     @app.get("/v1/models", responses=ERRORS)
     async def models() -> requests.Models:
         """The models that are served."""
         return requests.Models(data=[requests.Model(id=one.name, created=started, about=_about(one)) for one in every])
 
-    @app.post("/v1/completions", response_model=requests.Completion, responses=ERRORS)
+    @app.post("/v1/completions", response_model=requests.Completion, responses=STREAMED | ERRORS)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Write on from a prompt; with `stream` as server-sent events, the last of which is `[DONE]`."""
         began = time.perf_counter()
-        plan = planned(asked, served(asked.model), limits)
+        plan = planned(asked, served_model(scheduler, asked.model), limits)
         pieces = choices(plan, scheduler, limits.max_seconds)
         first = await _until_gone(request, anext(pieces))
         numbers.first.observe(time.perf_counter() - began)
@@ -154,31 +121,6 @@ def application(
             return Events(_events(plan, first, pieces, usage), limits.max_seconds + 10)
         found = [first, *await _until_gone(request, _all(pieces))]
         return _json(plan.answer(together(plan, found), plan.usage))
-
-    @app.post("/attention", responses=ERRORS)
-    async def attention(asked: AttentionRequest) -> requests.Attention:
-        """What the last token of a text sees, in every layer."""
-        one = served(asked.model)
-        most = one.model.config.max_seq_len if not one.model.endless else limits.max_prompt
-        check_ids(asked.ids, one, most, "ids")
-        question = scheduler.ask(lambda: attention_weights(one.model, torch.tensor(asked.ids)))
-        layers = await asyncio.wrap_future(question)
-        return requests.Attention(layers=[requests.LayerAttention(weights=layer.tolist()) for layer in layers])
-
-    @app.get("/runs", responses=ERRORS)
-    def listed() -> requests.Runs:
-        """The runs of the folder, and the reports of comparisons."""
-        return requests.Runs(**folder.listed())
-
-    @app.get("/runs/{number}", responses=ERRORS)
-    def run(number: int) -> requests.RunPage:
-        """A run's numbers, and a text of each of its checkpoints."""
-        return requests.RunPage(**_found(folder.run, number))
-
-    @app.get("/reports/{number}", response_class=HTMLResponse, responses=ERRORS)
-    def report(number: int) -> Response:
-        """The report of a comparison."""
-        return HTMLResponse(_found(folder.report, number), headers={"content-security-policy": REPORT_POLICY})
 
     @app.get("/health", responses={503: {"model": requests.Health, "description": "It writes no more."}})
     async def health() -> requests.Health:
@@ -194,32 +136,15 @@ def application(
         """Numbers of the server, as Prometheus reads them."""
         return Response(generate_latest(numbers.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(server_page(), headers={"content-security-policy": PAGE_POLICY})
-
-    def offer(path: str, file: Path) -> None:
-        @app.get(path, include_in_schema=False)
-        async def content() -> Response:
-            return Response(file.read_bytes(), media_type=KINDS[file.suffix])
-
-    for path, file in files.items():
-        offer(path, file)
+    kinds = app.openapi()["components"]["schemas"]
+    for kind in (CompletionRequest, AttentionRequest):
+        kinds[kind.__name__]["properties"]["model"]["enum"] = [*scheduler.models]
     return app
 
 
 def _about(served: Served) -> requests.About:
     told = about(served.model, served.tokenizer, served.name)
     return requests.About(**told | {"looks": True})  # here the model itself tells what it sees, whatever its attention
-
-
-def _found(of: Callable[[int], T], number: int) -> T:
-    try:
-        return of(number)
-    except KeyError:
-        raise RefusedError(404, f"there is no number {number}", "number") from None
-    except InputError as error:
-        raise RefusedError(404, str(error), "number") from None
 
 
 def _tell_errors(app: FastAPI) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from gpt2lab.data import END_OF_TEXT, Tokenizer
-from gpt2lab.errors import InputError
+from gpt2lab.errors import InputError, printable
 from gpt2lab.generation.engine import Token
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.scores import Scored, scored
@@ -123,6 +123,19 @@ class Plan:
         prompts = {text.index // (self.request.n or 1): len(text.prompt) for text in self.texts}
         read, written = sum(prompts.values()), sum(text.written for text in self.texts)
         return Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+
+
+def served_model(scheduler: Scheduler, name: str) -> Served:
+    """The model of a name.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    if name not in scheduler.models:
+        known = ", ".join(scheduler.models)
+        message = f"there is no model {printable(name)[:100]!r}; there is {known}"
+        raise RefusedError(404, message, "model", "model_not_found")
+    return scheduler.models[name]
 
 
 def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:

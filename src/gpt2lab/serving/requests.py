@@ -24,7 +24,7 @@ Sampled: Any = create_model("Sampled", **{name: _field(hint, of) for name, (hint
 class StreamOptions(BaseModel):
     """What a stream tells besides."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool | None = Field(None, description="tell the numbers of tokens at the end.")
 
 
@@ -35,7 +35,7 @@ NOTHING = "taken only as null, 0 or empty: this server does nothing with it."
 class CompletionRequest(Sampled):  # type: ignore[misc]
     """OpenAI's fields, and top_k, min_p, repetition_penalty, ignore_eos and details besides."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(description="id of one of the models that /v1/models lists.")
     prompt: str | list[str] | Ids | list[Ids] | None = Field(
@@ -65,7 +65,7 @@ class CompletionRequest(Sampled):  # type: ignore[misc]
 class AttentionRequest(BaseModel):
     """Whose attention is asked for: that of the last token of a text."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     model: str
     ids: Ids = Field(min_length=1)
 
@@ -238,3 +238,17 @@ class RunPage(BaseModel):
 
     records: list[dict[str, Any]]
     samples: list[Sample]
+
+
+_MEANINGS = {
+    400: "The request is wrong.",
+    401: "The key is missing or wrong.",
+    403: "A page of another site, or another name of the server.",
+    404: "There is no such thing.",
+    413: "The request is too large.",
+    429: "Too many texts wait; come again.",
+    503: "The server is about to stop, or the request took too long.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": meaning} for status, meaning in _MEANINGS.items()
+}
