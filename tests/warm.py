@@ -21,7 +21,7 @@ from pathlib import Path
 
 PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 LIBRARIES = ["matplotlib.backends.backend_svg", "scipy.stats", "torch._dynamo"]
-LIBRARIES += ["torch.distributed.fsdp", "torch.distributed.run"]
+LIBRARIES += ["torch.distributed.fsdp", "torch.distributed.run", "gpt2lab.serving.api"]
 
 
 @functools.cache

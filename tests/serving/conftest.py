@@ -1,7 +1,6 @@
 """A server in a process of its own, as users have it, and models for it."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gpt2lab.data import BPETokenizer, Tokenizer
 from tests.cli.conftest import command, environment
 from tests.conftest import LONG, MakeOnce
 from tests.interchange.made import drawn
+from tests.warm import warm_python
 
 __all__ = ["command"]
 
@@ -59,7 +59,7 @@ class Serving:
 @contextmanager
 def serving(*arguments: object) -> Iterator[Serving]:
     """Start a server on a free port; it is told to stop at the end."""
-    command = [sys.executable, "-m", "gpt2lab", "serve", *map(str, arguments), "--port", "0"]
+    command = [warm_python(), "-m", "gpt2lab", "serve", *map(str, arguments), "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
