@@ -40,5 +40,6 @@ from .planning.ways import plan as plan
 from .retrofit.run import retrofit as retrofit
 from .runs.folder import load as load
 from .runs.settings import TrainerConfig as TrainerConfig
+from .serving.server import serve as serve
 from .training.run import train as train
 from .training.trainer import Trainer as Trainer

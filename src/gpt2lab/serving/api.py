@@ -1,6 +1,7 @@
 """The server's answers: OpenAI's completions, and what the page asks for besides."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Numbers:
         answers = CounterMetricFamily("gpt2lab_answers", "Answers by their status.", labels=["status"])
         for status, number in sorted(self.answers.items()):
             answers.add_metric([str(status)], number)
-        return [tokens, running, waiting, answers]
+        threads = GaugeMetricFamily("gpt2lab_threads", "Threads of Python.", threading.active_count())
+        return [tokens, running, waiting, answers, threads]
 
 
 def application(scheduler: Scheduler, limits: Limits, *, host: str, key: str | None, runs: Path) -> FastAPI:
