@@ -334,6 +334,7 @@ def test_a_text_is_branched_at_a_token_and_walked_back(browser: Browser, tmp_pat
     assert opened.text == page.locator("#pieces").text_content() == first
     opened.branch(2).click()
     assert opened.text == second
+    opened.branch(2).and_(page.locator(":focus")).wait_for()
     page.locator("#pieces").focus()
     page.keyboard.press("ArrowLeft")
     assert page.locator("#pieces").get_attribute("aria-activedescendant") == "token-39"
@@ -441,6 +442,13 @@ def test_a_model_that_writes_html_is_shown_doing_so(browser: Browser, tmp_path: 
     assert opened.page.title() == "<b>evil</b>"
     assert opened.page.locator("#text script, #text img, h1 b").count() == 0
     assert opened.write(evil[:5]).startswith(evil[:5])
+    opened.tab("Look")
+    assert opened.page.locator("#pieces script, #pieces img").count() == 0
+    opened.page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: \"document.title = 'x'\"}))"
+    )
+    assert opened.page.title() == "<b>evil</b>"  # the policy lets only the page's own script run
+    assert "Content Security Policy" in opened.wrong[-1]
     assert len(opened.asked) == 1
 
 

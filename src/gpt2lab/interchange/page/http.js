@@ -21,12 +21,11 @@ export async function engines() {
 }
 
 class HttpEngine {
-  constructor({ id, about }) {
-    this.about = about;
-    this.#id = id;
-  }
-
   #id;
+
+  constructor({ id, about }) {
+    [this.about, this.#id] = [about, id];
+  }
 
   // Writes on from a prompt, a text or ids, and yields lists of tokens. With `echo` the first list is the prompt's.
   async *write({ tokens, ...options }, signal) {

@@ -175,7 +175,10 @@ function alternatives(column, place) {
     bar.style.setProperty("--share", share);
     return make("li", {}, make("button", {
       type: "button", disabled: taken || column.writing, "aria-current": taken && "true",
-      onclick: () => column.fork(place, other, options()),
+      onclick: () => {
+        column.fork(place, other, options());
+        $("pieces").focus(); // the keyboard goes on in the text
+      },
     }, bar, make("span", { class: "sign" }, spelled(other.bytes)), make("span", {}, percent(share))));
   });
   const note = "The probabilities are the model's own: at temperature 1, before any filter. "
@@ -201,7 +204,11 @@ function branchItem(column, branch, index) {
   const where = parent ? `leaves at ${number(at)}` : "the first";
   const button = make("button", {
     type: "button", disabled: column.writing, "aria-current": branch === column.branch && "true",
-    "aria-label": `Branch ${index + 1}, ${where}: ${said}`, onclick: () => column.show(branch),
+    "aria-label": `Branch ${index + 1}, ${where}: ${said}`,
+    onclick: () => {
+      column.show(branch);
+      $("branches").children[index].firstChild.focus(); // the list was made anew
+    },
   }, make("span", { class: "sign" }, said),
   make("small", {}, `${where} · ${number(tokens.length)} tokens${how ? ` · seed ${how.seed}` : ""}`));
   button.style.setProperty("--depth", depth(branch));
@@ -210,7 +217,7 @@ function branchItem(column, branch, index) {
 
 function legend() {
   const shades = [0, ...LEVELS].map((least, index) => {
-    const node = make("span", {}, index ? `${least}` : "0");
+    const node = make("span", {}, String(least));
     node.dataset.surprise = index;
     return node;
   });

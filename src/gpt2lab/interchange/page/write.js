@@ -10,8 +10,8 @@ export function options() {
   const value = (id) => ($(id).value === "" ? undefined : Number($(id).value));
   return {
     tokens: value("tokens") ?? 1000, temperature: value("temperature"), top_k: value("top_k"), top_p: value("top_p"),
-    min_p: value("min_p"), repetition_penalty: value("repetition_penalty"), seed: value("seed") ?? anySeed(),
-    stop: $("stop_at").value || undefined,
+    min_p: value("min_p"), repetition_penalty: value("repetition_penalty") || undefined,
+    seed: value("seed") ?? anySeed(), stop: $("stop_at").value || undefined,
   };
 }
 
