@@ -170,8 +170,10 @@ def test_what_is_short_is_finished_before_the_server_stops(folders: list[Path]) 
         assert found[0].json()["usage"]["completion_tokens"] == 1500
 
 
-def test_where_other_machines_reach_it_a_server_asks_for_its_key(folders: list[Path]) -> None:
-    with serving(folders[0], "--host", "0.0.0.0") as public:
+def test_where_other_machines_reach_it_a_server_asks_for_its_key(folders: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("<p>better</p>", encoding="utf-8")
+    with serving(folders[0], "--host", "0.0.0.0", "--runs", tmp_path) as public:
         key = public.address.partition("#key=")[2]
         assert len(key) >= 32
         assert status(public) == (401, "invalid_api_key")
@@ -183,6 +185,10 @@ def test_where_other_machines_reach_it_a_server_asks_for_its_key(folders: list[P
             assert public.get(path).status_code == 401
         assert [public.get(path).status_code for path in ("", "page/main.js", "health")] == [200, 200, 200]
         assert [model.id for model in public.client.models.list()] == ["letters"]
+        (report,) = public.get("runs", headers={"authorization": f"Bearer {key}"}).json()["reports"]
+        assert public.get(report["address"].lstrip("/")).text == "<p>better</p>"  # a link sends no header
+        assert public.get(report["address"].lstrip("/")[:-1] + "g").status_code == 401
+        assert public.get(f"runs?{report['address'].partition('?')[2]}").status_code == 401
 
 
 def test_what_cannot_be_served_is_told_in_one_sentence(folders: list[Path], command: Command, tmp_path: Path) -> None:

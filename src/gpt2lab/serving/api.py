@@ -101,7 +101,7 @@ def application(scheduler: Scheduler, limits: Limits, *, host: str, key: str | N
     app = FastAPI(title="gpt2lab", docs_url=None, redoc_url=None, description=__doc__)
     numbers, started = Numbers(scheduler), int(time.time())
     every = [*scheduler.models.values()]
-    open_paths = {"/health", *add_page(app, scheduler, limits, runs)}
+    open_paths = {"/health", *add_page(app, scheduler, limits, runs, key)}
     app.add_middleware(Guard, host=host, key=key, open_paths=open_paths, max_body=limits.max_body, count=numbers.count)
     _tell_errors(app)
 

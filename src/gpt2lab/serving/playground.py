@@ -14,6 +14,7 @@ from gpt2lab.interchange.html_page import PAGE, server_page
 from gpt2lab.model import attention_weights
 from gpt2lab.serving import requests
 from gpt2lab.serving.completions import RefusedError, check_ids, served_model
+from gpt2lab.serving.guard import ticket
 from gpt2lab.serving.requests import ERRORS, AttentionRequest
 from gpt2lab.serving.runs import RunFolder
 from gpt2lab.serving.scheduler import Scheduler
@@ -30,7 +31,7 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 
 
-def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path) -> set[str]:
+def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path, key: str | None) -> set[str]:
     """Let the application answer to the page.
 
     Returns:
@@ -52,7 +53,11 @@ def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path) -> 
     @app.get("/runs", responses=ERRORS)
     def listed() -> requests.Runs:
         """The runs of the folder, and the reports of comparisons."""
-        return requests.Runs(**folder.listed())
+        found = folder.listed()
+        for one in found["reports"]:
+            path = f"/reports/{one['id']}"
+            one["address"] = path if key is None else f"{path}?ticket={ticket(key, path)}"
+        return requests.Runs(**found)
 
     @app.get("/runs/{number}", responses=ERRORS)
     def run(number: int) -> requests.RunPage:

@@ -217,6 +217,7 @@ class ReportLine(BaseModel):
 
     id: int
     name: str
+    address: str = Field(description="of the report; it opens without the key.")
 
 
 class Runs(BaseModel):
