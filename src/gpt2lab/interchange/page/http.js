@@ -8,6 +8,7 @@ async function asked(path, body, signal) {
   const headers = { ...(key && { Authorization: `Bearer ${key}` }), ...(body && { "Content-Type": "application/json" }) };
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
   if (answer.ok) return answer;
+  if (answer.status === 401) throw new Error("Open the address that the server has printed: it ends in its key.");
   const told = await answer.json().catch(() => ({}));
   const wait = answer.headers.get("Retry-After");
   const message = told.error?.message ?? `The server answers ${answer.status}.`;
