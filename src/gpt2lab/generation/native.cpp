@@ -227,6 +227,10 @@ struct Share {
 constexpr int VECS = 4;
 constexpr int PANEL = VECS * LANES;
 constexpr int MOST_ROWS = LANES == 8 ? 3 : 6;  // which are multiplied at once, in 16 registers (of 8 lanes) or 32
+constexpr int64_t MOST_TOGETHER = 4 * MOST_ROWS;  // which go through a panel before the next one is begun
+constexpr int64_t DEPTH = 64;                     // inputs whose weights stay in the nearest cache (16 kB)
+constexpr int64_t LINE = 64;                      // bytes that memory gives at once
+constexpr int64_t CLOSE = 4 << 20;                // bytes of all weights that stay in caches
 
 // Vector j of the panel's outputs for one input; int8 comes times 2^24, which is cheaper than to shift it down again.
 template <int BITS> inline Vec widen(const int32_t *words, int j) {
@@ -258,11 +262,26 @@ void multiply(const int32_t *words, int64_t in, const float *x, int64_t stride, 
             for (int j = 0; j < VECS; j++) store(y + (r * PANELS + p) * PANEL + j * LANES, sums[p][r][j]);
 }
 
+// n inputs of a panel of floats times some rows, added to y (rows, PANEL); for each input some lines are fetched ahead.
 template <int ROWS = MOST_ROWS>
-void multiply_rows(int64_t rows, const int32_t *words, int64_t in, const float *x, int64_t stride, float *y) {
+void add_products(int64_t rows, const float *panel, int64_t n, const float *x, int64_t stride, float *y, const float *ahead,
+                  int64_t lines) {
     if constexpr (ROWS > 1)
-        if (rows < ROWS) return multiply_rows<ROWS - 1>(rows, words, in, x, stride, y);
-    multiply<32, 1, ROWS>(words, in, x, stride, y);
+        if (rows < ROWS) return add_products<ROWS - 1>(rows, panel, n, x, stride, y, ahead, lines);
+    Vec sums[ROWS][VECS];
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < VECS; j++) sums[r][j] = load(y + r * PANEL + j * LANES);
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t line = 0; line < lines; line++) __builtin_prefetch(ahead + (i * lines + line) * LINE / 4, 0, 2);
+#pragma GCC unroll 4
+        for (int j = 0; j < VECS; j++) {
+            const Vec column = load(panel + i * PANEL + j * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) sums[r][j] += column * x[r * stride + i];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < VECS; j++) store(y + r * PANEL + j * LANES, sums[r][j]);
 }
 
 int32_t to_bfloat16(float x) {
@@ -298,10 +317,14 @@ class Matrix {
         });
     }
 
+    int64_t bytes() const { return panels * in * size * 4; }
+
     // Call use(row, first output, how many, their values) for all outputs of each row that are this thread's.
+    // fetch: the weights come from memory, so that it pays to ask for them beforehand.
     template <class Use>
-    void times(const float *x, int64_t rows, int thread, int threads, int32_t *expanded, const Use &use) const {
-        float y[std::max(MOST_ROWS, 2) * PANEL];
+    void times(const float *x, int64_t rows, int thread, int threads, bool fetch, int32_t *expanded,
+               const Use &use) const {
+        float y[MOST_TOGETHER * PANEL];
         const auto finish = [&](int64_t row, int64_t panel, float *values) {
             const int64_t first = panel * PANEL;
             for (int j = 0; j < PANEL; j += LANES)
@@ -320,11 +343,11 @@ class Matrix {
             return finish(0, share.first, y);
         }
         for (; share.first < share.last; share.first++) {
-            const int32_t *floats = as_floats(share.first, expanded);
+            const float *floats = as_floats(share.first, expanded);
             for (int64_t row = 0, some; row < rows; row += some) {
-                const int64_t times = (rows - row + MOST_ROWS - 1) / MOST_ROWS;
-                some = (rows - row + times - 1) / times;  // in equal parts
-                multiply_rows(some, floats, in, x + row * in, in, y);
+                some = std::min(rows - row, MOST_TOGETHER);
+                std::fill_n(y, some * PANEL, 0.0f);
+                times_rows(floats, x + row * in, some, fetch && bits == 32, y);
                 for (int64_t r = 0; r < some; r++) finish(row + r, share.first, y + r * PANEL);
             }
         }
@@ -371,11 +394,28 @@ class Matrix {
     }
 
     // Several rows need the same panel again and again, so it is widened once.
-    const int32_t *as_floats(int64_t panel, int32_t *expanded) const {
+    const float *as_floats(int64_t panel, int32_t *expanded) const {
         const int32_t *from = &words[panel * in * size];
-        if (bits == 32) return from;
+        if (bits == 32) return reinterpret_cast<const float *>(from);
         for (int64_t i = 0; i < in; i++) expand(from + i * size, reinterpret_cast<float *>(expanded + i * PANEL));
-        return expanded;
+        return reinterpret_cast<const float *>(expanded);
+    }
+
+    // Where a panel is gone through several times, that is done for some inputs after the other, so that they stay
+    // close; and while they are gone through again, those behind them are fetched.
+    void times_rows(const float *panel, const float *x, int64_t rows, bool fetch, float *y) const {
+        const int64_t times = (rows + MOST_ROWS - 1) / MOST_ROWS, some = (rows + times - 1) / times;  // in equal parts
+        const int64_t lines = fetch ? PANEL * 4 / LINE / std::max<int64_t>(1, times - 1) : 0;  // for each input
+        for (int64_t i = 0, n; i < in; i += n) {
+            n = std::min(DEPTH, in - i);
+            const float *ahead = panel + (i + n) * PANEL;
+            for (int64_t r = 0; r < rows; r += some) {
+                const int64_t fetched = r > 0 || times == 1 ? lines : 0;
+                add_products(std::min(some, rows - r), panel + i * PANEL, n, x + r * in + i, in, y + r * PANEL, ahead,
+                             fetched);
+                ahead += n * fetched * LINE / 4;
+            }
+        }
     }
 
     struct Free {
@@ -584,6 +624,7 @@ struct Step {
     std::vector<std::vector<float>> scores;
     std::vector<Drawing> drawings;
     std::vector<double> frequencies;
+    bool fetch = false;
 
     explicit Step(const Model &given) : model(given), blocks(given.num_layers) {
         const Model &m = model;
@@ -600,6 +641,10 @@ struct Step {
             projected = std::max(projected, block.layer.query_key_value.out);
         }
         unembed.pack(m.unembed, m.bits, threads);
+        int64_t bytes = unembed.bytes();
+        for (const Block &b : blocks)
+            bytes += b.query_key_value.bytes() + b.output.bytes() + b.expand.bytes() + b.contract.bytes();
+        fetch = bytes > CLOSE;
         for (int64_t i = 0; i < m.rotary_dim; i += 2)
             frequencies.push_back(std::pow(m.theta, -double(i) / double(m.rotary_dim)));
         x.resize(m.rows * m.width), h.resize(m.rows * m.width), y.resize(m.rows * m.width);
@@ -676,7 +721,7 @@ struct Step {
 
     template <class Use> void product(const Matrix &matrix, const float *from, int64_t B, const Use &use) {
         threads.each([&](int thread, int count) {
-            matrix.times(from, B, thread, count, expanded[thread].data(), use);
+            matrix.times(from, B, thread, count, fetch, expanded[thread].data(), use);
         });
     }
 

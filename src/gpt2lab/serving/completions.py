@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -32,7 +33,7 @@ from gpt2lab.serving.scheduler import Job, Piece, Scheduler, Served
 from gpt2lab.serving.settings import Limits
 
 # Seconds between two pieces of a text: more of them would be read no sooner, and each costs as much as a token.
-_PAUSE = 0.03
+_PAUSE = 0.05
 
 
 class RefusedError(Exception):
@@ -80,7 +81,8 @@ class Mailbox:
         self._pieces.append((index, piece))
         if not self._told:
             self._told = True
-            self._loop.call_soon_threadsafe(self._some.set)
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever read
+                self._loop.call_soon_threadsafe(self._some.set)
 
     async def take(self) -> dict[int, Piece]:
         """Wait for something, and take all that there is: one piece for each text."""
@@ -247,7 +249,7 @@ async def choices(plan: Plan, scheduler: Scheduler, seconds: float) -> AsyncGene
                 open_texts -= piece.finished is not None
                 yield _choice(plan, text, piece.tokens, piece.finished, piece.text)
             if open_texts:
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(_PAUSE - loop.time() % _PAUSE)
     except TimeoutError:
         raise RefusedError(
             503, f"the request has taken {seconds:g} seconds, and longer ones are ended", code="timeout"

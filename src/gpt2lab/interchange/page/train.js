@@ -44,8 +44,8 @@ export function trainView(found) {
       known.get(run.id).querySelector("small").textContent = described(run);
     }
     $("reports-empty").hidden = reports.length > 0;
-    $("reports").replaceChildren(...reports.map(({ id, name }) =>
-      make("li", {}, make("a", { href: `/reports/${id}`, target: "_blank", rel: "noopener" }, name))));
+    $("reports").replaceChildren(...reports.map(({ address, name }) =>
+      make("li", {}, make("a", { href: address, target: "_blank", rel: "noopener" }, name))));
   }
 
   function runBox(run) {
