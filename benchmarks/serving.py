@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import httpx
+from typing import Any
 
 from gpt2lab import GPT2, CharTokenizer
 
-MODELS = {
+import httpx
+
+MODELS: dict[str, tuple[Any, ...]] = {
     "0.6 M, modern": (65, 64, 128, 4, 512, 3, {"position": "rope", "num_kv_heads": 2, "window": 16}),
     "10 M, modern": (65, 256, 384, 6, 1536, 6, {"position": "rope", "num_kv_heads": 2, "window": 64}),
     "10 M, original": (65, 256, 384, 6, 1536, 6, {}),
@@ -32,9 +33,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--models", nargs="*", default=[*MODELS])
     asked = parser.parse_args()
-    print(
-        "| model | streams | tokens/s | of one | first token, median | 95 % | server's memory |\n|---|---|---|---|---|---|---|"
-    )
+    print("| model | streams | tokens/s | of one | first token, median | 95 % | server's memory |")
+    print("|---|---|---|---|---|---|---|")
     for name in asked.models:
         *sizes, switches = MODELS[name]
         folder = Path(tempfile.mkdtemp()) / "model"
