@@ -115,7 +115,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _listening(host: str, port: int) -> socket.socket:
     """A socket at an address that is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # Only a socket that says that it is TCP's sends small pieces at once; else each waits for the reader to confirm.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
