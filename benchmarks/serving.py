@@ -1,12 +1,13 @@
 """What many readers get from a server: tokens a second of 1 to 64 streams at once, and how long the first token takes.
 
 ``python benchmarks/serving.py`` serves a model of 10 M parameters (random weights, which cost as much as trained ones)
-in a process of its own, and reads from it in this one. ``--seconds`` is the length of each row.
+in a process of its own, and reads from it in this one: in turn with 1, 4, 16 and 64 streams, some rounds of it.
 """
 
 import argparse
 import asyncio
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -30,11 +31,12 @@ STREAMS = (1, 4, 16, 64)
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="*", default=[*MODELS])
     asked = parser.parse_args()
-    print("| model | streams | tokens/s | of one | first token, median | 95 % | server's memory |")
-    print("|---|---|---|---|---|---|---|")
+    print("| model | streams | tokens/s | of one | spread | first token, median | 95 % | server's memory |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in asked.models:
         *sizes, switches = MODELS[name]
         folder = Path(tempfile.mkdtemp()) / "model"
@@ -43,22 +45,26 @@ def main() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             address = server.stdout.readline().strip()
-            alone = 0.0
             asyncio.run(reading(address, 1, 3.0))  # the native step is compiled, and measured
+            speeds: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+            firsts: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+            for _ in range(asked.rounds):
+                for streams in STREAMS:
+                    tokens, late = asyncio.run(reading(address, streams, asked.seconds))
+                    speeds[streams].append(tokens)
+                    firsts[streams] += late
+            memory = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8"))
+            assert memory is not None
             for streams in STREAMS:
-                tokens, firsts = asyncio.run(reading(address, streams, asked.seconds))
-                alone = alone or tokens
-                memory = next(
-                    int(line.split()[1])
-                    for line in Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8").splitlines()
-                    if line.startswith("VmRSS")
-                )
-                late = statistics.quantiles(firsts, n=20)[-1] if len(firsts) > 1 else firsts[0]
-                print(
-                    f"| {name} | {streams} | {tokens:,.0f} | {tokens / alone:.1f}× | "
-                    f"{1000 * statistics.median(firsts):,.0f} ms | {1000 * late:,.0f} ms | {memory / 1024:,.0f} MiB |",
-                    flush=True,
-                )
+                shares = [many / one for many, one in zip(speeds[streams], speeds[1], strict=True)]
+                late = [1000 * seconds for seconds in firsts[streams]]
+                speed, share = statistics.median(speeds[streams]), statistics.median(shares)
+                columns = [
+                    f"{name} | {streams} | {speed:,.0f} | {share:.1f}× | {min(shares):.1f} – {max(shares):.1f}",
+                    f"{statistics.median(late):,.0f} ms | {statistics.quantiles(late, n=20)[-1]:,.0f} ms",
+                    f"{int(memory[1]) / 1024:,.0f} MiB",
+                ]
+                print(f"| {' | '.join(columns)} |", flush=True)
             server.terminate()
 
 

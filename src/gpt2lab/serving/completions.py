@@ -98,19 +98,11 @@ class Mailbox:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that was looked through.
-
-    Attributes:
-        echo: the prompts' tokens come first.
-        top: how many likeliest tokens are told with each; None: no logarithmic probabilities.
-    """
+    """A request that was looked through, and what is written for it."""
 
     request: CompletionRequest
     served: Served
     texts: list[Text]
-    echo: bool
-    top: int | None
-    details: bool
     mailbox: Mailbox
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -149,7 +141,7 @@ def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     for name, plain in (("suffix", ""), ("frequency_penalty", 0), ("presence_penalty", 0), ("logit_bias", {})):
         if getattr(request, name) not in (None, plain):
             raise RefusedError(400, f"{name} is not known here; leave it out", name)
-    n, echo = request.n or 1, bool(request.echo)
+    n = request.n or 1
     if request.best_of not in (None, n):
         raise RefusedError(400, f"best_of is not known here; leave it out, or give it the value of n, {n}", "best_of")
     if n > limits.max_n:
@@ -157,7 +149,7 @@ def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     max_tokens = 16 if request.max_tokens is None else request.max_tokens
     if max_tokens > limits.max_tokens:
         raise RefusedError(400, f"max_tokens is {max_tokens}; it has to be {limits.max_tokens:,} or less", "max_tokens")
-    if max_tokens == 0 and not echo:
+    if max_tokens == 0 and not request.echo:
         raise RefusedError(400, "max_tokens is 0; it has to be 1 or more, unless echo is true", "max_tokens")
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > MOST_STOPS or "" in stops:
@@ -172,14 +164,13 @@ def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     end = served.tokenizer.end_of_text
     ends = [end] if end < served.model.config.vocab_size and (END_OF_TEXT in stops or not request.ignore_eos) else []
     stops = [stop for stop in stops if stop != END_OF_TEXT]
-    top = request.logprobs
     texts: list[Text] = []
     mailbox = Mailbox()
     for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n)):
         own = dataclasses.replace(sampling, seed=(sampling.seed + index) % 2**62)
-        job = Job(prompt, own, max_tokens, stops, ends, top or 0, partial(mailbox.put, index))
+        job = Job(prompt, own, max_tokens, stops, ends, request.logprobs or 0, partial(mailbox.put, index))
         texts.append(Text(index, prompt, job, Decoder(served.tokenizer)))
-    return Plan(request, served, texts, echo, top, bool(request.details), mailbox)
+    return Plan(request, served, texts, mailbox)
 
 
 def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
@@ -232,7 +223,7 @@ async def choices(plan: Plan, scheduler: Scheduler, seconds: float) -> AsyncGene
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     try:
-        if plan.echo:
+        if plan.request.echo:
             async for choice in _echoed(plan, scheduler, until):
                 yield choice
         left = [text for text in plan.texts if text.job.max_tokens > 0]
@@ -261,13 +252,13 @@ async def choices(plan: Plan, scheduler: Scheduler, seconds: float) -> AsyncGene
 
 async def _echoed(plan: Plan, scheduler: Scheduler, until: float) -> AsyncGenerator[Choice]:
     """The prompts, with the logarithmic probabilities of their tokens if they are asked for."""
-    loop, model, n = asyncio.get_running_loop(), plan.served.model, plan.request.n or 1
+    loop, model, asked = asyncio.get_running_loop(), plan.served.model, plan.request
     found: list[Scored] = []
     for text in plan.texts:
-        if plan.top is None and not plan.details:
+        if asked.logprobs is None and not asked.details:
             found = [Scored(id_, None) for id_ in text.prompt]
-        elif text.index % n == 0:  # the first of those that have this prompt
-            question = partial(scored, model, torch.tensor(text.prompt), plan.top or 0)
+        elif text.index % (asked.n or 1) == 0:  # the first of those that have this prompt
+            question = partial(scored, model, torch.tensor(text.prompt), asked.logprobs or 0)
             answer = asyncio.wrap_future(scheduler.ask(question))
             found = await asyncio.wait_for(answer, until - loop.time())
         yield _choice(plan, text, found, "length" if text.job.max_tokens == 0 else None)
@@ -285,23 +276,23 @@ def _choice(
         finished: why it is the last one.
         shown: what it spells, if that is not what its tokens spell: a stop is left out.
     """
-    tokenizer = plan.served.tokenizer
+    tokenizer, asked = plan.served.tokenizer, plan.request
     told = LogProbs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
     spelled = ""
     for token in tokens:
         new = text.decoder.add(token.id)
         spelled += new
-        if plan.top is not None:
+        if asked.logprobs is not None:
             told.tokens.append(_name(tokenizer, token.id))
             told.token_logprobs.append(_own(token))
             told.text_offset.append(text.offset)
             told.top_logprobs.append(None if token.logprob is None else _top(tokenizer, token))
         text.offset += len(new)
-    details = [_detail(tokenizer, token) for token in tokens] if plan.details else None
+    details = [_detail(tokenizer, token) for token in tokens] if asked.details else None
     return Choice(
         index=text.index,
         text=spelled if shown is None else shown,
-        logprobs=None if plan.top is None else told,
+        logprobs=None if asked.logprobs is None else told,
         finish_reason=finished,  # type: ignore[arg-type]
         details=details,
     )
