@@ -1,6 +1,7 @@
 """The server: models are loaded, the address is told, and requests are answered until it is told to stop."""
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -28,11 +29,11 @@ KEY = "GPT2LAB_KEY"  # the variable that has the key
 
 
 @method_taking(ServeOptions, first="runs_served")
-def serve(runs_served: Sequence[str | Path], **given: Any) -> None:
+def serve(runs_served: str | Path | Sequence[str | Path], **given: Any) -> None:
     """Serve models as ``gpt2lab serve`` does, until the process is told to stop (Ctrl-C, or SIGTERM).
 
     Args:
-        runs_served: run folders; a model has the name of its folder.
+        runs_served: a run folder, or several; a model has the name of its folder.
         **given: fields of :class:`gpt2lab.serving.settings.ServeOptions`, such as ``port=8080``. ``started`` is called
             with the address as soon as the server answers.
 
@@ -50,7 +51,7 @@ def serve(runs_served: Sequence[str | Path], **given: Any) -> None:
     except ImportError:
         message = "serving needs packages that are not installed; run: pip install 'gpt2lab[serve]'"
         raise InputError(message) from None
-    folders = [Path(run) for run in runs_served]
+    folders = [Path(run) for run in ([runs_served] if isinstance(runs_served, str | Path) else runs_served)]
     if not folders:
         raise InputError("there is nothing to serve; give at least one run folder")
     key = asked.key if asked.key is not None else os.environ.get(KEY)
@@ -123,6 +124,6 @@ def _listening(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        hint = "choose another --port" if isinstance(error, OSError) and error.errno == 98 else "see --host and --port"
+        hint = "choose another --port" if error.errno == errno.EADDRINUSE else "see --host and --port"
         raise InputError(f"the server cannot listen on {host}:{port}: {error.strerror or error}; {hint}") from None
     return listening
