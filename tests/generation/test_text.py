@@ -58,3 +58,13 @@ def test_a_stop_that_several_ids_spell_is_found(tokenizer: Tokenizer) -> None:
         decoder = Decoder(tokenizer, [stop])
         pieces = [decoder.add(int(id_)) for id_ in tokenizer.encode(TEXT)]
         assert "".join(pieces) == TEXT[: TEXT.index(stop)]
+
+
+def test_a_text_goes_on_behind_the_half_of_a_character(tokenizer: Tokenizer) -> None:
+    ids = [int(id_) for id_ in tokenizer.encode(TEXT)]
+    for cut in range(1, 40):
+        decoder = Decoder(tokenizer)
+        decoder.follow(ids[:cut])
+        before = Decoder(tokenizer)
+        shown = "".join(before.add(id_) for id_ in ids[:cut])
+        assert shown + "".join(map(decoder.add, ids[cut:])) == TEXT

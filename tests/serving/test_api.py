@@ -166,12 +166,20 @@ def test_errors_have_the_apis_shape(server: Serving) -> None:
         ("best_of", 3, "best_of is not known here"),
         ("frequency_penalty", 0.5, "frequency_penalty is not known here"),
         ("stop", [""], "none of them empty"),
+        ("top_k", 10**30, "top_k"),
+        ("prompt", [1.5] * 200_000, "prompt has to be a text, ids, or a list"),
+        ("prompt", [""] * 100_000, "these are 100,000 texts; up to 64 go into a request"),
         ("frobnicate", 1, "frobnicate is not known here"),
     ]:
         answer = server.ask(**{"model": "letters", "prompt": "a", field: value})
         told = answer.json()["error"]
         assert (answer.status_code, told["type"], told["param"]) == (400, "invalid_request_error", field)
         assert message in told["message"]
+    assert (
+        "Content-Type: application/json"
+        in httpx.post(f"{server.base}v1/completions", content=b"{}").json()["error"]["message"]
+    )
+    assert "/v1/completions" in server.ask("v1/chat/completions").json()["error"]["message"]
     headers = {"content-type": "application/json"}
     broken = httpx.post(f"{server.base}v1/completions", content=b'{"model": ', headers=headers)
     assert (broken.status_code, "not JSON" in broken.json()["error"]["message"]) == (400, True)
@@ -199,3 +207,23 @@ def test_attention_is_told_for_a_token(server: Serving) -> None:
     assert [[len(row) for row in layer["weights"]] for layer in layers] == [[5] * 4] * 2
     assert all(sum(row) == pytest.approx(1, abs=1e-5) for layer in layers for row in layer["weights"])
     assert server.ask("attention", model="words", ids=[1] * 33).json()["error"]["param"] == "ids"
+
+
+def test_an_answer_tells_so_much_and_not_more(server: Serving) -> None:
+    answer = server.ask(model="letters", prompt="a", max_tokens=2048, n=5, logprobs=20)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
+    assert "this asks for 215,040 tokens" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("ids", [[11, 150], [11, 151, 12]])
+def test_a_character_that_the_prompt_begins_is_told_once(server: Serving, ids: list[int]) -> None:
+    """Text, bytes and offsets agree, also where ids are parts of characters."""
+    for seed in range(20):
+        asked = {"model": "words", "prompt": ids, "seed": seed, "logprobs": 1, "echo": True, "details": True, **ON}
+        for tokens in (0, 9):
+            (found,) = server.ask(**asked, max_tokens=tokens).json()["choices"]
+            spelled = b"".join(bytes(detail["bytes"]) for detail in found["details"])
+            assert found["text"] == spelled.decode(errors="replace")
+            offsets = found["logprobs"]["text_offset"]
+            assert offsets == sorted(offsets)
+            assert offsets[-1] <= len(found["text"])

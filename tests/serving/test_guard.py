@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from tests.serving.conftest import Serving, serving
 pytestmark = pytest.mark.xdist_group("serving")
 
 SHORT = {"model": "letters", "prompt": "a", "max_tokens": 1}
-ENDLESS = {"model": "letters", "prompt": "a", "max_tokens": 2048, "ignore_eos": True, "logprobs": 1, "n": 16}
+LONG_TEXTS = {"model": "letters", "prompt": "a", "max_tokens": 12_000, "ignore_eos": True, "n": 16}
 
 
 def status(server: Serving, **headers: str) -> tuple[int, str]:
@@ -75,9 +76,12 @@ def test_what_is_too_large_is_refused_before_it_is_read(server: Serving) -> None
         while True:
             yield b"a" * 65536
 
+    too_large = re.compile(r'gpt2lab_answers_total\{status="413"\} (\S+)')
+    (before,) = too_large.findall(server.get("metrics").text)
     with suppress(httpx.WriteError):  # where the connection is closed before the answer is read
-        streamed = httpx.post(f"{server.base}v1/completions", content=endless(), timeout=LONG)
-        assert streamed.status_code == 413
+        httpx.post(f"{server.base}v1/completions", content=endless(), timeout=LONG)
+    (after,) = too_large.findall(server.get("metrics").text)
+    assert float(after) == float(before) + 1
 
 
 def texts(server: Serving) -> int:
@@ -106,7 +110,7 @@ def begun(server: Serving, **body: object) -> socket.socket:
 def test_a_client_that_goes_away_frees_its_places(folders: list[Path], stream: bool) -> None:
     with serving(folders[0], "--max-tokens", 100_000_000, "--step", "eager") as slow:
         for _ in range(3):
-            with begun(slow, **ENDLESS | {"max_tokens": 100_000_000, "stream": stream}):
+            with begun(slow, **LONG_TEXTS, stream=stream):
                 until_there_are(slow, 16)
             until_there_are(slow, 0)
 
@@ -133,7 +137,7 @@ def test_a_request_that_takes_too_long_is_ended_with_a_clear_last_event(folders:
         *_, last, done, _ = answer.text.split("\n\n")
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         assert done == "data: [DONE]"
-        whole = hasty.ask(**SHORT | {"max_tokens": 100_000_000, "ignore_eos": True})
+        whole = hasty.ask(**SHORT | {"max_tokens": 200_000, "ignore_eos": True})
         assert (whole.status_code, whole.json()["error"]["code"]) == (503, "timeout")
         until_there_are(hasty, 0)
 
@@ -189,6 +193,16 @@ def test_where_other_machines_reach_it_a_server_asks_for_its_key(folders: list[P
         assert public.get(report["address"].lstrip("/")).text == "<p>better</p>"  # a link sends no header
         assert public.get(report["address"].lstrip("/")[:-1] + "g").status_code == 401
         assert public.get(f"runs?{report['address'].partition('?')[2]}").status_code == 401
+
+
+def test_a_server_behind_another_one_knows_its_name_and_asks_for_its_key(folders: list[Path]) -> None:
+    with serving(folders[0], "--name", "models.example.org") as behind:
+        key = behind.address.partition("#key=")[2]
+        ours = {"authorization": f"Bearer {key}", "origin": "https://models.example.org"}
+        assert status(behind, host="models.example.org", **ours) == (200, None)
+        assert status(behind, **ours) == (200, None)  # where that server tells the address in place of the name
+        assert status(behind, host="models.example.org") == (401, "invalid_api_key")
+        assert status(behind, **ours | {"origin": "https://example.org"}) == (403, "origin")
 
 
 def test_what_cannot_be_served_is_told_in_one_sentence(folders: list[Path], command: Command, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2lab.training.metrics import exact_loss
 from tests.cli.conftest import TINY, modern, original, start
 from tests.conftest import LONG
 from tests.serving.conftest import serving
@@ -30,6 +31,7 @@ def test_runs_are_listed_with_their_curves_and_a_text_of_each_checkpoint(
         assert [run["name"] for run in found["runs"]] == ["modern", "original"]
         first = found["runs"][0]
         assert (first["step"], first["training"]) == (60, False)
+        assert first["validation_loss"] == exact_loss(modern)
         assert first["switches"]["position"] == "rope"
         told = server.get(f"runs/{first['id']}").json()
         assert [record["step"] for record in told["records"]][-1] == 60
@@ -45,6 +47,12 @@ def test_runs_are_listed_with_their_curves_and_a_text_of_each_checkpoint(
         assert server.get(f"runs/{report['id']}").status_code == 404
 
         options = ["--text", rhyme_file, *TINY, "--max-steps", 100_000, "--checkpoint-every", 20, "--eval-every", 20]
+        (tmp_path / "runs" / "young").mkdir()  # it has not come to a checkpoint yet
+        for name in ("config.yaml", "metrics.jsonl"):
+            shutil.copy(modern / name, tmp_path / "runs" / "young" / name)
+        young = next(run for run in server.get("runs").json()["runs"] if run["name"] == "young")
+        assert (young["step"], young["validation_loss"], young["training"]) == (60, None, False)
+        assert server.get(f"runs/{young['id']}").json()["samples"] == []
         training = start("train", *options, "--out", tmp_path / "runs" / "zlive")
         try:
             end = time.monotonic() + LONG

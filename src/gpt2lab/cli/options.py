@@ -44,7 +44,7 @@ def with_flags(
     kind.__module__ = __name__  # else it passes for one of Python's own types
 
     def decorate(command: Command) -> Command:
-        command.__annotations__["options"] = Annotated[kind, Parameter(name="*")]
+        command.__annotations__["options"] = Annotated[kind, Parameter(name="*"), _CheckedByUs()]
         return command
 
     return decorate

@@ -34,6 +34,7 @@ def serve(
 
     def started(address: str) -> None:
         console.print(address, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{', '.join(folder.name for folder in run)}; Ctrl-C stops", style="dim", markup=False)
         if open_page:
             webbrowser.open(address)
 

@@ -1,7 +1,7 @@
 """From ids that come one by one to text."""
 
 import codecs
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from gpt2lab.data import Tokenizer
 
@@ -28,6 +28,10 @@ class Decoder:
         self._stop = stop
         self._held = ""
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def follow(self, ids: Iterable[int]) -> None:
+        """Go on behind these: a character that they begin is completed, and is told with the token that does so."""
+        self._utf8.decode(b"".join(self.tokenizer.token_bytes[id_] for id_ in ids))
 
     def add(self, token: int) -> str:
         """The text that this id completes."""

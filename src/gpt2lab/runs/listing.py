@@ -54,14 +54,21 @@ def _summary(run: Path) -> RunSummary:
     settings = RunSettings.read(run / "config.yaml")
     found = checkpoints_of(run)
     best = read_state(best_of(found))
+    return summary_of(run, settings, read_state(found[-1]).step, best.step, best.validation_loss)
+
+
+def summary_of(
+    run: Path, settings: RunSettings, step: int, best_step: int = 0, validation_loss: float | None = None
+) -> RunSummary:
+    """What settings tell of a run, with how far it has come."""
     return RunSummary(
         folder=run,
         switches=_switches(settings.model),
         context_size=settings.model.context_size,
         text=settings.data.text or settings.data.corpus or "shakespeare",
-        step=read_state(found[-1]).step,
-        best_step=best.step,
-        validation_loss=best.validation_loss,
+        step=step,
+        best_step=best_step,
+        validation_loss=validation_loss,
     )
 
 

@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from gpt2lab.errors import printable
+from gpt2lab.errors import InputError, printable
 from gpt2lab.interchange.html_page import about
 from gpt2lab.serving import requests
-from gpt2lab.serving.completions import Plan, RefusedError, choices, planned, served_model, together
-from gpt2lab.serving.guard import Guard
+from gpt2lab.serving.completions import Plan, RefusedError, choices, planned, served_model, together, until_gone
+from gpt2lab.serving.guard import Guard, Tickets
 from gpt2lab.serving.playground import add_page
 from gpt2lab.serving.requests import ERRORS, AttentionRequest, CompletionRequest
 from gpt2lab.serving.scheduler import BusyError, ClosedError, Scheduler, Served
@@ -88,21 +88,34 @@ class Numbers:
         return [tokens, running, waiting, answers, threads]
 
 
-def application(scheduler: Scheduler, limits: Limits, *, host: str, key: str | None, runs: Path) -> FastAPI:
+def application(
+    scheduler: Scheduler, limits: Limits, *, host: str, name: str | None, key: str | None, runs: Path
+) -> FastAPI:
     """The application.
 
     Args:
         scheduler: which writes.
         limits: what a request may take.
         host: where the server listens, which decides by which names it may be asked.
+        name: another one, under which a server in front of it is known.
         key: what every request has to know; None: nothing.
         runs: folder whose runs the page shows.
     """
+    tickets = Tickets()
     app = FastAPI(title="gpt2lab", docs_url=None, redoc_url=None, description=__doc__)
     numbers, started = Numbers(scheduler), int(time.time())
     every = [*scheduler.models.values()]
-    open_paths = {"/health", *add_page(app, scheduler, limits, runs, key)}
-    app.add_middleware(Guard, host=host, key=key, open_paths=open_paths, max_body=limits.max_body, count=numbers.count)
+    open_paths = {"/health", *add_page(app, scheduler, limits, runs, tickets)}
+    app.add_middleware(
+        Guard,
+        host=host,
+        name=name,
+        key=key,
+        tickets=tickets,
+        open_paths=open_paths,
+        max_body=limits.max_body,
+        count=numbers.count,
+    )
     _tell_errors(app)
 
     @app.get("/v1/models", responses=ERRORS)
@@ -116,13 +129,14 @@ def application(scheduler: Scheduler, limits: Limits, *, host: str, key: str | N
         began = time.perf_counter()
         plan = planned(asked, served_model(scheduler, asked.model), limits)
         pieces = choices(plan, scheduler, limits.max_seconds)
-        first = await _until_gone(request, anext(pieces))
+        first = await until_gone(request, anext(pieces))
         numbers.first.observe(time.perf_counter() - began)
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
             return Events(_events(plan, first, pieces, usage), limits.max_seconds + 10)
-        found = [first, *await _until_gone(request, _all(pieces))]
-        return _json(plan.answer(together(plan, found), plan.usage))
+        found = [first, *await until_gone(request, _all(pieces))]
+        whole = await asyncio.to_thread(lambda: plan.answer(together(plan, found), plan.usage).model_dump_json())
+        return Response(whole, media_type="application/json")
 
     @app.get("/health", responses={503: {"model": requests.Health, "description": "It writes no more."}})
     async def health() -> requests.Health:
@@ -163,6 +177,8 @@ def _tell_errors(app: FastAPI) -> None:
         name = printable(place[0])[:100] if place else None
         if first["type"] == "json_invalid":
             return _error(400, f"the request is not JSON: {first['ctx']['error']}")
+        if not place:
+            return _error(400, "the request has to be a JSON object, sent with Content-Type: application/json")
         if name == "prompt":
             return _error(400, "prompt has to be a text, ids, or a list of texts or of lists of ids", name)
         if first["type"] == "extra_forbidden":
@@ -170,8 +186,11 @@ def _tell_errors(app: FastAPI) -> None:
         return _error(400, f"{name}: {first['msg']}" if name else first["msg"], name)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return _error(error.status_code, str(error.detail), headers=error.headers)
+    async def http(request: Request, error: HTTPException) -> Response:
+        told = (
+            f"{request.method} {request.url.path} is not known here; /v1/completions is, and what /openapi.json lists"
+        )
+        return _error(error.status_code, printable(told)[:300], headers=error.headers)
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, __: BusyError) -> Response:
@@ -182,9 +201,9 @@ def _tell_errors(app: FastAPI) -> None:
     async def closed(_: Request, __: ClosedError) -> Response:
         return _error(503, "the server is about to stop", code="shutdown")
 
-    @app.exception_handler(Exception)
-    async def broken(_: Request, __: Exception) -> Response:
-        return _error(500, "the server has made a mistake; its log tells more")
+    @app.exception_handler(InputError)
+    async def wrong(_: Request, error: InputError) -> Response:
+        return _error(400, str(error))
 
 
 def _error(
@@ -201,26 +220,6 @@ def _json(told: BaseModel, status: int = 200, headers: Any = None) -> JSONRespon
 
 async def _all(pieces: AsyncGenerator[T]) -> list[T]:
     return [piece async for piece in pieces]
-
-
-async def _until_gone(request: Request, answer: Any) -> Any:
-    """Wait for an answer as long as somebody waits for it."""
-    work = asyncio.ensure_future(answer)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise RefusedError(499, "the client has gone")
-        return work.result()
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _events(

@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
+from starlette.requests import Request
 
 from gpt2lab.data import END_OF_TEXT, Tokenizer
 from gpt2lab.errors import InputError, printable
@@ -32,6 +34,8 @@ from gpt2lab.serving.requests import (
 from gpt2lab.serving.scheduler import Job, Piece, Scheduler, Served
 from gpt2lab.serving.settings import Limits
 
+# Tokens that an answer in one piece may tell: those of echoed prompts, too, and the likeliest ones in their places.
+_MOST_TOLD = 200_000
 # Seconds between two pieces of a text: more of them would be read no sooner, and each costs as much as a token.
 _PAUSE = 0.05
 
@@ -66,6 +70,26 @@ class Text:
     decoder: Decoder
     offset: int = 0
     written: int = 0
+
+
+async def until_gone(request: Request, answer: Any) -> Any:
+    """Wait for an answer as long as somebody waits for it."""
+    work = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise RefusedError(499, "the client has gone")
+        return work.result()
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Mailbox:
@@ -154,11 +178,15 @@ def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     if len(stops) > MOST_STOPS or "" in stops:
         raise RefusedError(400, f"stop has to be up to {MOST_STOPS} texts, none of them empty", "stop")
-    prompts = [_ids(prompt, served, limits) for prompt in _prompts(request)]
-    if len(prompts) * n > limits.max_waiting:
-        raise RefusedError(
-            400, f"these are {len(prompts) * n} texts; up to {limits.max_waiting} go into a request", "prompt"
-        )
+    prompts = _prompts(request)
+    if (number := len(prompts) * n) > limits.max_waiting:
+        raise RefusedError(400, f"these are {number:,} texts; up to {limits.max_waiting} go into a request", "prompt")
+    ids = [_ids(prompt, served, limits) for prompt in prompts]
+    told = n * sum(max_tokens + (len(prompt) if request.echo else 0) for prompt in ids)
+    told *= 1 + (request.logprobs or 0)
+    if told > _MOST_TOLD and not request.stream:
+        message = f"this asks for {told:,} tokens, likeliest ones counted; beyond {_MOST_TOLD:,} set stream"
+        raise RefusedError(400, message, "max_tokens")
     given = {name: value for name in options_of(Sampling) if (value := getattr(request, name)) is not None}
     sampling = Sampling(**({"seed": secrets.randbits(32)} | given))
     end = served.tokenizer.end_of_text
@@ -166,9 +194,13 @@ def planned(request: CompletionRequest, served: Served, limits: Limits) -> Plan:
     stops = [stop for stop in stops if stop != END_OF_TEXT]
     texts: list[Text] = []
     mailbox = Mailbox()
-    for index, prompt in enumerate(prompt for prompt in prompts for _ in range(n)):
+    for index, prompt in enumerate(prompt for prompt in ids for _ in range(n)):
         own = dataclasses.replace(sampling, seed=(sampling.seed + index) % 2**62)
-        job = Job(prompt, own, max_tokens, stops, ends, request.logprobs or 0, partial(mailbox.put, index))
+        decoder = Decoder(served.tokenizer, stops)
+        if request.echo:
+            decoder.follow(prompt)
+        deliver = partial(mailbox.put, index)
+        job = Job(prompt, own, max_tokens, decoder, ends, request.logprobs or 0, deliver)
         texts.append(Text(index, prompt, job, Decoder(served.tokenizer)))
     return Plan(request, served, texts, mailbox)
 
@@ -185,9 +217,8 @@ def _prompts(request: CompletionRequest) -> Sequence[str | list[int]]:
 def _ids(prompt: str | list[int], served: Served, limits: Limits) -> list[int]:
     """Ids of a prompt that the model knows."""
     if isinstance(prompt, str):
-        # A character is a token at most, and four bytes at most: nothing longer is looked at.
-        if len(prompt) > 8 * limits.max_prompt:
-            raise RefusedError(400, f"the prompt has more than {limits.max_prompt:,} tokens", "prompt")
+        if len(prompt) > (most := 8 * limits.max_prompt):  # such a text is not even encoded
+            raise RefusedError(400, f"prompt has {len(prompt):,} characters, and {most:,} are allowed", "prompt")
         try:
             ids: list[int] = served.tokenizer.encode(prompt or usual_prompt(served.tokenizer)).tolist()
         except InputError as error:
@@ -261,7 +292,10 @@ async def _echoed(plan: Plan, scheduler: Scheduler, until: float) -> AsyncGenera
             question = partial(scored, model, torch.tensor(text.prompt), asked.logprobs or 0)
             answer = asyncio.wrap_future(scheduler.ask(question))
             found = await asyncio.wait_for(answer, until - loop.time())
-        yield _choice(plan, text, found, "length" if text.job.max_tokens == 0 else None)
+        choice = _choice(plan, text, found, "length" if text.job.max_tokens == 0 else None)
+        if text.job.max_tokens == 0:
+            choice.text += text.decoder.end()
+        yield choice
 
 
 def _choice(

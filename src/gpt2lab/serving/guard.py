@@ -8,6 +8,8 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
+import secrets
 import socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -32,9 +34,17 @@ def is_home(host: str) -> bool:
         return host == "localhost"
 
 
-def ticket(key: str, path: str) -> str:
-    """What opens one path to somebody who has not the key, such as a link, which sends no headers."""
-    return hmac.new(key.encode(), path.encode(), "sha256").hexdigest()
+class Tickets:
+    """What opens one path to somebody who has not the key, such as a link, which sends no headers; until the server
+    stops.
+    """
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes()
+
+    def of(self, path: str) -> str:
+        """The ticket of a path."""
+        return hmac.new(self._secret, path.encode(), "sha256").hexdigest()
 
 
 class Guard:
@@ -43,6 +53,8 @@ class Guard:
     Args:
         app: the application.
         host: where the server listens.
+        name: another one, under which a server in front of it is known; None: there is none.
+        tickets: of paths that are opened by a link.
         key: what every request has to know; None: nothing.
         open_paths: what needs no key: the page itself, which asks for one.
         max_body: bytes of a request.
@@ -54,13 +66,20 @@ class Guard:
         app: ASGIApp,
         *,
         host: str,
+        name: str | None,
         key: str | None,
+        tickets: Tickets,
         open_paths: Collection[str],
         max_body: int,
         count: Callable[[int], None],
     ) -> None:
-        self.app, self.host, self.key, self.open_paths, self.max_body = app, host, key, open_paths, max_body
-        self.count = count
+        self.app, self.key, self.tickets, self.open_paths = app, key, tickets, open_paths
+        self.max_body, self.count = max_body, count
+        self.at_home = is_home(host)
+        self.name = None if name is None else name.lower()
+        self.names = {host.lower(), self.name}
+        if not self.at_home:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -69,8 +88,12 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
+        begun = False
+
         async def guarded_send(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self.count(message["status"])
                 given = {name for name, _ in message["headers"]}
                 ours = HEADERS | {"content-security-policy": NOTHING_LOADED}
@@ -97,37 +120,40 @@ class Guard:
         async def receive_again() -> Message:
             return unread.pop() if unread else await receive()
 
-        await self.app(scope, receive_again if scope["method"] == "POST" else receive, guarded_send)
+        try:
+            await self.app(scope, receive_again if scope["method"] == "POST" else receive, guarded_send)
+        except Exception:
+            logging.getLogger("gpt2lab").exception("%s %s failed", scope["method"], scope["path"])
+            if not begun:
+                await _answer(guarded_send, 500, "the server has made a mistake; its log tells more", "mistake")
 
     def _wrong(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 403, f"this server is not called {host!r}; open the address that it printed", "host"
         origin = headers.get("origin")
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        named = self.name is not None and origin is not None and _name(origin) == self.name
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}") and not named:
             return 403, f"pages of {origin} may not use this server", "origin"
         if self.key is not None and scope["path"] not in self.open_paths:
             given = headers.get("authorization", "").removeprefix("Bearer ").encode()
             shown = scope["query_string"].removeprefix(b"ticket=")
             known = hmac.compare_digest(given, self.key.encode())
-            if not known and not hmac.compare_digest(shown, ticket(self.key, scope["path"]).encode()):
+            if not known and not hmac.compare_digest(shown, self.tickets.of(scope["path"]).encode()):
                 message = "this server asks for its key: send the header `Authorization: Bearer KEY`"
                 return 401, message, "invalid_api_key"
         return None
 
     def _is_ours(self, header: str) -> bool:
         """Whether a Host header names this server: a name of its own, or an address, which no other site can claim."""
-        name = header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
-        name = name.strip("[]").lower()
-        if is_home(name) or name == self.host.lower():
+        name = _name(header)
+        if is_home(name) or name in self.names:
             return True
-        if is_home(self.host):
-            return False
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name in (socket.gethostname().lower(), socket.getfqdn().lower())
-        return True
+            return False
+        return not self.at_home
 
     async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
         length = headers.get("content-length", "0")
@@ -146,6 +172,13 @@ class Guard:
         return b"".join(parts)
 
 
+def _name(header: str) -> str:
+    """The name in a Host or an Origin, without a port."""
+    name = header.rpartition("://")[2]
+    name = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() else name
+    return name.strip("[]").lower()
+
+
 class _TooLargeError(Exception):
     pass
 
@@ -159,7 +192,8 @@ def _encoded(headers: Iterable[tuple[str, str]], given: Collection[bytes] = ()) 
 
 
 async def _answer(send: Send, status: int, message: str, code: str) -> None:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": code}
     body = json.dumps({"error": error}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     if status == 401:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from gpt2lab.errors import InputError
 from gpt2lab.interchange.html_page import PAGE, server_page
 from gpt2lab.model import attention_weights
 from gpt2lab.serving import requests
-from gpt2lab.serving.completions import RefusedError, check_ids, served_model
-from gpt2lab.serving.guard import ticket
+from gpt2lab.serving.completions import RefusedError, check_ids, served_model, until_gone
+from gpt2lab.serving.guard import Tickets
 from gpt2lab.serving.requests import ERRORS, AttentionRequest
 from gpt2lab.serving.runs import RunFolder
 from gpt2lab.serving.scheduler import Scheduler
@@ -31,23 +31,24 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; f
 KINDS = {".js": "text/javascript", ".css": "text/css"}
 
 
-def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path, key: str | None) -> set[str]:
+def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path, tickets: Tickets) -> set[str]:
     """Let the application answer to the page.
 
     Returns:
         the paths of the page itself, which holds nothing secret.
     """
-    folder = RunFolder(runs, lambda question: scheduler.ask(question).result(limits.max_seconds))
+    folder = RunFolder(runs)
     files = {f"/page/{path.name}": path for path in sorted(PAGE.iterdir()) if path.suffix in KINDS}
 
     @app.post("/attention", responses=ERRORS)
-    async def attention(asked: AttentionRequest) -> requests.Attention:
+    async def attention(asked: AttentionRequest, request: Request) -> requests.Attention:
         """What the last token of a text sees, in every layer."""
         one = served_model(scheduler, asked.model)
         most = one.model.config.max_seq_len if not one.model.endless else limits.max_prompt
         check_ids(asked.ids, one, most, "ids")
         question = scheduler.ask(lambda: attention_weights(one.model, torch.tensor(asked.ids)))
-        layers = await asyncio.wrap_future(question)
+        answer = asyncio.wait_for(asyncio.wrap_future(question), limits.max_seconds)
+        layers = await until_gone(request, answer)
         return requests.Attention(layers=[requests.LayerAttention(weights=layer.tolist()) for layer in layers])
 
     @app.get("/runs", responses=ERRORS)
@@ -56,7 +57,7 @@ def add_page(app: FastAPI, scheduler: Scheduler, limits: Limits, runs: Path, key
         found = folder.listed()
         for one in found["reports"]:
             path = f"/reports/{one['id']}"
-            one["address"] = path if key is None else f"{path}?ticket={ticket(key, path)}"
+            one["address"] = f"{path}?ticket={tickets.of(path)}"
         return requests.Runs(**found)
 
     @app.get("/runs/{number}", responses=ERRORS)

@@ -1,11 +1,13 @@
 """What requests and answers look like: OpenAI's completions, and what the page asks for besides."""
 
-from typing import Any, Literal
+import itertools
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.options import declared, options_of
+from gpt2lab.options import alternatives, declared, options_of
+from gpt2lab.reading import MOST_WHOLE
 
 MOST_STOPS = 16
 MOST_TOP = 20
@@ -13,7 +15,8 @@ MOST_TOP = 20
 
 def _field(hint: Any, of: Any) -> Any:
     about = declared(of)
-    limits: dict[str, Any] = {"ge": about.least, "gt": about.above, "le": about.most, "lt": about.below}
+    most = MOST_WHOLE if int in alternatives(hint) and about.below is None else None
+    limits: dict[str, Any] = {"ge": about.least, "gt": about.above, "le": about.most or most, "lt": about.below}
     return hint | None, Field(None, description=about.meaning, allow_inf_nan=False, **limits)
 
 
@@ -28,7 +31,20 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = Field(None, description="tell the numbers of tokens at the end.")
 
 
+def _alike(value: Any) -> Any:
+    """Refuse a list of several kinds at its first wrong entry: to tell a million of them would take seconds."""
+    if isinstance(value, list) and value:
+        kind = type(value[0])
+        whole = itertools.chain.from_iterable(value) if kind is list else ()
+        if any(type(entry) is not kind for entry in value) or any(type(entry) is not int for entry in whole):
+            raise ValueError("its entries are not of one kind")
+        if kind not in (str, int, list):
+            raise ValueError("its entries are neither texts nor ids")
+    return value
+
+
 Ids = list[int]
+Alike = BeforeValidator(_alike)
 NOTHING = "taken only as null, 0 or empty: this server does nothing with it."
 
 
@@ -38,12 +54,14 @@ class CompletionRequest(Sampled):  # type: ignore[misc]
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(description="id of one of the models that /v1/models lists.")
-    prompt: str | list[str] | Ids | list[Ids] | None = Field(
+    prompt: Annotated[str | list[str] | Ids | list[Ids] | None, Alike] = Field(
         None, description="a text or ids, or several; null or empty: what the model begins texts with."
     )
     max_tokens: int | None = Field(16, ge=0, description="how many tokens are written at most; 0 only with echo.")
-    n: int | None = Field(1, ge=1, description="how many texts for each prompt; text i has the seed + i.")
-    stop: str | list[str] | None = Field(None, description="texts that end a text and are not part of it.")
+    n: int | None = Field(1, ge=1, description="how many texts for each prompt; text i of all has the seed + i.")
+    stop: Annotated[str | list[str] | None, Alike] = Field(
+        None, description="texts that end a text and are not part of it."
+    )
     logprobs: int | None = Field(
         None, ge=0, le=MOST_TOP, description="tell the logarithmic probability of each token, and of so many others."
     )
@@ -67,7 +85,7 @@ class AttentionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
-    ids: Ids = Field(min_length=1)
+    ids: Annotated[Ids, Alike] = Field(min_length=1)
 
 
 class Alternative(BaseModel):

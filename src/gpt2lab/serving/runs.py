@@ -1,12 +1,12 @@
 """What the page tells of trainings: the runs of a folder, their numbers, and what their checkpoints write."""
 
 import threading
+import time
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 from gpt2lab.data import load_tokenizer
@@ -17,12 +17,14 @@ from gpt2lab.generation.text import usual_prompt
 from gpt2lab.model import GPT2
 from gpt2lab.model.saving import TOKENIZER
 from gpt2lab.runs.folder import WEIGHTS, checkpoints_of, read_state, verify_checkpoint
-from gpt2lab.runs.listing import runs_below
-from gpt2lab.training.metrics import read_metrics
+from gpt2lab.runs.listing import RunSummary, runs_below, summary_of
+from gpt2lab.runs.settings import RunSettings
+from gpt2lab.training.metrics import exact_loss, read_metrics
 
 REPORT = "report.html"
 _SAMPLE = 300  # tokens
-_LARGEST = 50_000_000  # parameters of a model that writes a sample while somebody waits
+_LARGEST = 200_000_000  # bytes of a model that writes a sample while somebody waits
+_RECENT = 60  # seconds
 _POINTS = 2000  # of a curve
 
 
@@ -31,14 +33,13 @@ class RunFolder:
 
     Args:
         folder: where to look.
-        between_steps: calls something when nothing else uses the processor.
     """
 
-    def __init__(self, folder: Path, between_steps: Callable[[Callable[[], Any]], Any]) -> None:
-        self._folder, self._between_steps = folder, between_steps
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._numbers: dict[Path, int] = {}
-        self._samples: dict[Path, str] = {}
-        self._lock = threading.Lock()
+        self._samples: dict[Path, str | None] = {}
+        self._lock, self._writing = threading.Lock(), threading.Lock()
 
     def listed(self) -> dict[str, Any]:
         """All runs and reports, as :class:`gpt2lab.serving.requests.Runs` has them."""
@@ -46,23 +47,29 @@ class RunFolder:
             return {"runs": [], "reports": []}
         with warnings.catch_warnings(action="ignore"):
             found = [run for run in runs_below(self._folder) if not isinstance(run, InputError)]
+            known = {run.folder for run in found}
+            young = [_young(path) for path in self._folder.rglob("metrics.jsonl") if path.parent not in known]
+        found += [run for run in young if run is not None]
         runs = [
             {
                 "id": self._number(run.folder),
-                "name": str(run.folder.relative_to(self._folder)) if run.folder != self._folder else run.folder.name,
+                "name": self._name(run.folder),
                 "switches": {name: str(value) for name, value in run.switches.items()},
                 "context_size": run.context_size,
                 "text": run.text,
                 "step": run.step,
                 "best_step": run.best_step,
-                "validation_loss": run.validation_loss,
+                "validation_loss": _loss(run),
                 "training": _is_training(run.folder),
             }
-            for run in found
+            for run in sorted(found, key=lambda run: run.folder)
         ]
         reports = sorted(self._folder.rglob(REPORT))
-        names = [{"id": self._number(path), "name": str(path.parent.relative_to(self._folder))} for path in reports]
+        names = [{"id": self._number(path), "name": self._name(path.parent)} for path in reports]
         return {"runs": runs, "reports": names}
+
+    def _name(self, folder: Path) -> str:
+        return folder.name if folder == self._folder else str(folder.relative_to(self._folder))
 
     def _number(self, path: Path) -> int:
         with self._lock:
@@ -105,39 +112,53 @@ class RunFolder:
         shown = {record["step"]: record for record in (*thinned, *measured, *records[-1:])}
         samples = []
         for checkpoint in checkpoints_of(run):
-            try:
-                samples.append({"step": read_state(checkpoint).step, "text": self._sample(run, checkpoint)})
-            except (InputError, OSError):  # it is damaged, a training has just deleted it, or its attention is not ours
-                continue
+            with self._writing:  # one at a time
+                if checkpoint not in self._samples:
+                    self._samples[checkpoint] = _sample(run, checkpoint)
+            text = self._samples[checkpoint]
+            with suppress(InputError):  # a training has just deleted it
+                samples += [] if text is None else [{"step": read_state(checkpoint).step, "text": text}]
         return {"records": [dict(shown[step]) for step in sorted(shown)], "samples": samples}
 
-    def _sample(self, run: Path, checkpoint: Path) -> str:
-        """What a checkpoint writes; written once."""
-        if checkpoint not in self._samples:
-            self._samples[checkpoint] = self._between_steps(lambda: _sample(run, checkpoint))
-        return self._samples[checkpoint]
+
+def _young(metrics: Path) -> RunSummary | None:
+    """A run that has records and no checkpoint yet; None if it is none."""
+    with suppress(InputError):
+        settings, records = RunSettings.read(metrics.with_name("config.yaml")), read_metrics(metrics)
+        return summary_of(metrics.parent, settings, step=records[-1]["step"] if records else 0)
+    return None
 
 
-def _sample(run: Path, checkpoint: Path) -> str:
-    verify_checkpoint(checkpoint, WEIGHTS)
-    model, tokenizer = GPT2.load(checkpoint).eval(), load_tokenizer(run / TOKENIZER)
-    if model.num_parameters() > _LARGEST:
-        raise InputError("the model is too large to write while somebody waits")
-    prompt = torch.from_numpy(tokenizer.encode(usual_prompt(tokenizer)))
-    with warnings.catch_warnings(action="ignore"):
-        ids = generate(model, prompt[None], _SAMPLE, temperature=TEMPERATURE, seed=0)
+def _loss(run: RunSummary) -> float | None:
+    """The loss that a finished training has measured exactly, or the estimate of its best checkpoint."""
+    with suppress(InputError):
+        return exact_loss(run.folder)
+    return run.validation_loss
+
+
+def _sample(run: Path, checkpoint: Path) -> str | None:
+    """What a checkpoint writes; None if it is damaged, too large to be waited for, or its attention is not ours."""
+    try:
+        if (checkpoint / "model.safetensors").stat().st_size > _LARGEST:
+            return None
+        verify_checkpoint(checkpoint, WEIGHTS)
+        model, tokenizer = GPT2.load(checkpoint).eval(), load_tokenizer(run / TOKENIZER)
+        prompt = torch.from_numpy(tokenizer.encode(usual_prompt(tokenizer)))
+        with warnings.catch_warnings(action="ignore"):
+            ids = generate(model, prompt[None], _SAMPLE, temperature=TEMPERATURE, seed=0)
+    except (InputError, OSError):
+        return None
     return tokenizer.decode(ids[0, len(prompt) :].tolist())
 
 
 def _is_training(run: Path) -> bool:
-    """Whether another process has the folder's lock."""
-    lock = run / ".lock"
-    if not lock.exists():
-        return False
-    try:
-        with filelock.FileLock(lock).acquire(blocking=False):
-            return False
-    except filelock.Timeout:
-        return True
-    except OSError:
-        return False
+    """Whether a process has the folder's lock, which is not touched; where the system does not tell that, whether there
+    are new records.
+    """
+    with suppress(OSError):
+        locks = Path("/proc/locks")
+        if not locks.exists():
+            return time.time() - (run / "metrics.jsonl").stat().st_mtime < _RECENT
+        inode = (run / ".lock").stat().st_ino
+        return any(f":{inode} " in line and "WRITE" in line for line in locks.read_text().splitlines())
+    return False

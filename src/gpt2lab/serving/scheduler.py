@@ -2,7 +2,7 @@
 
     requests ──submit──▶ waiting ──add──▶ rows of an engine ──step──▶ pieces of text ──deliver──▶ requests
 
-What a request does not read, it does not get less of: pieces wait in its own queue, which its limits bound.
+The thread never waits for a reader: pieces stay in the request's own mailbox, and limits bound how many there are.
 """
 
 import logging
@@ -62,7 +62,7 @@ class Job:
 
     Attributes:
         ids: the prompt.
-        stop: texts that end it.
+        decoder: of its tokens, which knows the texts that end it.
         stop_ids: the tokens that do.
         top: how many of the likeliest tokens are told with each.
         deliver: what takes its pieces, in the scheduler's thread.
@@ -72,7 +72,7 @@ class Job:
     ids: Sequence[int]
     sampling: Sampling
     max_tokens: int
-    stop: Sequence[str]
+    decoder: Decoder
     stop_ids: Sequence[int]
     top: int
     deliver: Callable[[Piece], None]
@@ -93,16 +93,16 @@ class Served:
     tokenizer: Tokenizer
     engine: Engine
     waiting: deque[Job] = field(default_factory=deque)
-    running: dict[int, tuple[Job, Decoder]] = field(default_factory=dict)
+    running: dict[int, Job] = field(default_factory=dict)
     written: int = 0
 
     def step(self, busy: bool) -> None:
-        """Take leave of texts that nobody wants, begin those that wait, and write.
+        """End texts that nobody wants any more, begin those that wait, and write.
 
         Args:
             busy: others wait for the thread, so that one token at a time is written.
         """
-        for row, (job, _) in [*self.running.items()]:
+        for row, job in [*self.running.items()]:
             if job.cancelled:
                 self.engine.remove(row)
                 del self.running[row]
@@ -134,11 +134,12 @@ class Served:
         except InputError as error:
             job.deliver(Piece(finished="error", error=str(error)))
         else:
-            self.running[row] = job, Decoder(self.tokenizer, job.stop)
+            self.running[row] = job
 
     def _tell(self, row: int, tokens: Iterable[Token]) -> None:
         """Give a text what was written for it."""
-        job, decoder = self.running[row]
+        job = self.running[row]
+        decoder = job.decoder
         text, told, finished = "", [], None
         for token in tokens:
             finished = token.finished
@@ -157,7 +158,7 @@ class Served:
 
     def fail(self, message: str) -> None:
         """End all texts, those that wait, too."""
-        for job in (*(job for job, _ in self.running.values()), *self.waiting):
+        for job in (*self.running.values(), *self.waiting):
             job.deliver(Piece(finished="error", error=message))
         for row in self.running:
             self.engine.remove(row)
@@ -243,8 +244,12 @@ class Scheduler:
                 while self._turn():
                     pass
             finally:
-                self._closed = True
-                self._take()
+                with self._changed:
+                    self._closed = True
+                    self._take()
+                    for _, answer in self._asked:
+                        answer.set_exception(ClosedError())
+                    self._asked.clear()
                 for served in self.models.values():
                     served.fail("the server has stopped")
 
@@ -255,7 +260,7 @@ class Scheduler:
         if self._ended:
             return False
         self._take()
-        while self._asked:
+        if self._asked:  # one at a time, so that texts go on between them
             question, answer = self._asked.popleft()
             if answer.set_running_or_notify_cancel():
                 try:

@@ -57,14 +57,14 @@ def serve(runs_served: str | Path | Sequence[str | Path], **given: Any) -> None:
     key = asked.key if asked.key is not None else os.environ.get(KEY)
     if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
         raise InputError("the key has to be some letters and digits, without spaces around them")
-    if key is None and not is_home(asked.host):
+    if key is None and (asked.name is not None or not is_home(asked.host)):
         key = secrets.token_urlsafe(24)
     listening = _listening(asked.host, asked.port)
     with listening:
         models = [_served(folder, name, asked, limits) for folder, name in zip(folders, _names(folders), strict=True)]
         scheduler = Scheduler(models, limits.max_waiting)
         runs = Path(asked.runs) if asked.runs is not None else folders[0].resolve().parent
-        app = application(scheduler, limits, host=asked.host, key=key, runs=runs)
+        app = application(scheduler, limits, host=asked.host, name=asked.name, key=key, runs=runs)
         shown = "127.0.0.1" if asked.host in ("0.0.0.0", "::") else asked.host
         address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listening.getsockname()[1]}/"
         address += "" if key is None else f"#key={key}"

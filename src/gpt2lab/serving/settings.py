@@ -19,6 +19,9 @@ class ServeSettings(StepSettings):
         "other people on the machine cannot read.",
         default="none at home, and a random one where other machines reach the server",
     )
+    name: str | None = option(
+        None, "name of a server in front of this one, under which others know it, such as example.org.", default="none"
+    )
     runs: str | None = option(None, "folder whose runs the page shows.", default="the folder of the first run")
 
 
