@@ -74,7 +74,9 @@ export class Column {
       const figures = { seed: options.seed, tokens: 0, first: 0, seconds: 0 };
       branch.options = options;
       if (prompt === null) this.#begin(branch, [], figures);
-      const written = this.engine.write({ ...options, prompt: prompt ?? branch.ids, echo: prompt !== null }, signal);
+      // What goes on has noise of its own: that of the beginning would soon write the beginning again.
+      const seed = options.seed + (prompt === null ? branch.ids.length : 0);
+      const written = this.engine.write({ ...options, seed, prompt: prompt ?? branch.ids, echo: prompt !== null }, signal);
       for await (const tokens of written) {
         if (prompt !== null) {
           this.branches = [];

@@ -67,6 +67,7 @@ export function lookView(columns) {
       else delete node.dataset.weight;
       node.classList.toggle("unshaded", weights !== null);
     }
+    $("legend").replaceChildren(...(weights ? ["Attention of the chosen head; click it again to see surprise."] : legend()));
   }
 
   const placeOf = (event) => {

@@ -118,7 +118,7 @@ async function shown(column, place, view, box, shade) {
   const shared = about.kv_heads < about.heads ? " Heads of one colour share a key/value head." : "";
   shade(null);
   const how = `A row is a query head, a column a token, the oldest left; a stronger colour is more attention.${shared} `
-    + "Click a head to shade the text by it.";
+    + "Click a head to shade the text by it. With what this token sees, the model predicts the next one.";
   box.replaceChildren(make("p", { class: "quiet" }, how),
     ...layers.map(({ weights }, layer) => make("details", { open: layer < 4 },
       make("summary", {}, `Layer ${layer + 1}`, make("small", {}, layerKind(about, layer))),

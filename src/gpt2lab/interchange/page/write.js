@@ -60,7 +60,6 @@ export function writeView(columns) {
   };
   $("regenerate").onclick = () => {
     const asked = { ...options(), seed: anySeed() };
-    if ($("seed").value !== "") $("seed").value = asked.seed;
     for (const column of texts()) column.regenerate(asked);
   };
   for (const column of columns) {
