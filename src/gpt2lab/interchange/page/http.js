@@ -21,6 +21,8 @@ export async function engines() {
   return (await found("/v1/models")).data.map((model) => new HttpEngine(model));
 }
 
+const MOST = 4096; // latest ids that a text goes on from: the server does not take more than 8,192
+
 class HttpEngine {
   #id;
 
@@ -29,8 +31,9 @@ class HttpEngine {
   }
 
   // Writes on from a prompt, a text or ids, and yields lists of tokens. With `echo` the first list is the prompt's.
-  async *write({ tokens, ...options }, signal) {
-    const body = { ...this.#body(options), max_tokens: tokens, stream: true };
+  async *write({ tokens, prompt, ...options }, signal) {
+    const latest = Array.isArray(prompt) ? prompt.slice(-MOST) : prompt;
+    const body = { ...this.#body({ ...options, prompt: latest }), max_tokens: tokens, stream: true };
     for await (const event of events(await asked("/v1/completions", body, signal))) {
       if (event.error) throw new Error(event.error.message);
       const details = event.choices[0]?.details ?? [];
@@ -56,9 +59,11 @@ class HttpEngine {
 
 async function* events(answer) {
   let text = "";
-  const decoder = new TextDecoder();
-  for await (const bytes of answer.body) {
-    const parts = (text += decoder.decode(bytes, { stream: true })).split("\n\n");
+  const decoder = new TextDecoder(), reader = answer.body.getReader(); // Safari's streams are not iterable
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (text += decoder.decode(value, { stream: true })).split("\n\n");
     text = parts.pop();
     for (const part of parts) {
       const data = part.replace(/^data: ?/, "");
