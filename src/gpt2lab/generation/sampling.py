@@ -128,6 +128,20 @@ class Sampling:
         return torch.searchsorted(cumulative, threshold, right=True)[:, 0].to(logits.device)
 
 
+def log_probabilities(logits: "Tensor") -> "Tensor":
+    """The model's own, at temperature 1 and without filters: (B, V) to (B, V), in float32 at least."""
+    import torch
+
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def top_logprobs(logprobs: "Tensor", k: int) -> list[tuple[tuple[int, float], ...]]:
+    """For each row of (B, V) the k likeliest tokens with their logarithmic probabilities, the likeliest first."""
+    told = logprobs.topk(min(k, logprobs.shape[1]))
+    rows = zip(told.indices.tolist(), told.values.tolist(), strict=True)
+    return [tuple(zip(*row, strict=True)) for row in rows]
+
+
 def top_k_logits(logits: "Tensor", k: int) -> "Tensor":
     """Everything below the k-th largest of each row becomes -inf (minGPT's function): (B, V) to (B, V)."""
     smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]

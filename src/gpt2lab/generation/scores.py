@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gpt2lab.generation.sampling import log_probabilities, top_logprobs
 from gpt2lab.model import GPT2, KeyValueCache
 
 _CHUNK = 1024  # tokens that are read at once, so that memory does not grow with the text
@@ -40,13 +41,10 @@ def scored(model: GPT2, ids: Tensor, top: int = 0) -> list[Scored]:
     found = [Scored(int(ids[0]), None)] if len(ids) else []
     with model.evaluating():
         for logits in _logits(model, ids):  # (n, V), behind the n tokens before those that come
-            wide = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            told = log_probabilities(logits)
             coming = ids[len(found) : len(found) + len(logits)].to(logits.device)
-            own = wide.gather(1, coming[:, None])[:, 0].tolist()
-            told = wide.topk(min(top, wide.shape[1]))
-            rows = zip(told.indices.tolist(), told.values.tolist(), strict=True)
-            tops = [tuple(zip(*row, strict=True)) for row in rows]
-            found += map(Scored, coming.tolist(), own, tops)
+            own = told.gather(1, coming[:, None])[:, 0].tolist()
+            found += map(Scored, coming.tolist(), own, top_logprobs(told, top))
     return found
 
 

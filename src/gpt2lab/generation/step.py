@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling
+from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling, log_probabilities, top_logprobs
 from gpt2lab.model import GPT2, KeyValueCache, MultiHeadAttention, TransformerBlock
 from gpt2lab.model.attention import (
     AttentionSinks,
@@ -113,11 +113,9 @@ def likeliest(texts: Sequence[Text], logits: Tensor) -> list[tuple[tuple[int, fl
     found: list[tuple[tuple[int, float], ...]] = [()] * len(texts)
     asking = [number for number, text in enumerate(texts) if text.top]
     if asking:
-        most = min(logits.shape[1], max(texts[number].top for number in asking))
-        wide = logits[asking].log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        logprobs, ids = wide.topk(most)
-        for number, *told in zip(asking, ids.tolist(), logprobs.tolist(), strict=True):
-            found[number] = tuple(zip(*told, strict=True))[: texts[number].top]
+        told = top_logprobs(log_probabilities(logits[asking]), max(texts[number].top for number in asking))
+        for number, top in zip(asking, told, strict=True):
+            found[number] = top[: texts[number].top]
     return found
 
 
@@ -135,8 +133,7 @@ class EagerStep:
         """
         logits = self._read(texts)  # (B, V)
         ids = self._choose(texts, logits)  # (B,)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        logprobs = logits.log_softmax(-1, dtype=wide).gather(1, ids[:, None])[:, 0]
+        logprobs = log_probabilities(logits).gather(1, ids[:, None])[:, 0]
         tops = likeliest(texts, logits)
         return [[drawn] for drawn in zip(ids.tolist(), logprobs.tolist(), tops, strict=True)]
 

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 from gpt2lab.errors import InputError, printable
 from gpt2lab.interchange.html_page import about
 from gpt2lab.serving import requests
-from gpt2lab.serving.completions import Plan, RefusedError, choices, planned, served_model, together, until_gone
+from gpt2lab.serving.completions import Plan, choices, planned, served_model, together, until_gone
+from gpt2lab.serving.errors import RefusedError, error_answer
 from gpt2lab.serving.guard import Guard, Tickets
 from gpt2lab.serving.playground import add_page
 from gpt2lab.serving.requests import ERRORS, AttentionRequest, CompletionRequest
@@ -32,7 +33,6 @@ T = TypeVar("T")
 AGAIN = 1  # seconds after which a request that found no place may come again
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error"}
 
 
 class Events(StreamingResponse):
@@ -209,9 +209,7 @@ def _tell_errors(app: FastAPI) -> None:
 def _error(
     status: int, message: str, param: str | None = None, code: str | None = None, headers: Any = None
 ) -> JSONResponse:
-    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    told = requests.ErrorBody(message=message, type=kind, param=param, code=code)
-    return _json(requests.ErrorAnswer(error=told), status, headers)
+    return _json(error_answer(status, message, param, code), status, headers)
 
 
 def _json(told: BaseModel, status: int = 200, headers: Any = None) -> JSONResponse:
@@ -237,11 +235,9 @@ async def _events(
         if usage:
             yield event(plan.answer([], plan.usage))
     except RefusedError as error:
-        told = requests.ErrorBody(message=error.message, type="server_error", code=error.code)
-        yield event(requests.ErrorAnswer(error=told))
+        yield event(error_answer(error.status, error.message, code=error.code))
     except (BusyError, ClosedError):
-        message = "the server has no place for this text now; come again"
-        yield event(requests.ErrorAnswer(error=requests.ErrorBody(message=message, type="server_error", code="busy")))
+        yield event(error_answer(503, "the server has no place for this text now; come again", code="busy"))
     finally:
         await pieces.aclose()
     yield b"data: [DONE]\n\n"

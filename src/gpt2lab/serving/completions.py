@@ -21,6 +21,7 @@ from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.scores import Scored, scored
 from gpt2lab.generation.text import Decoder, usual_prompt
 from gpt2lab.options import options_of
+from gpt2lab.serving.errors import RefusedError
 from gpt2lab.serving.requests import (
     MOST_STOPS,
     Alternative,
@@ -38,21 +39,6 @@ from gpt2lab.serving.settings import Limits
 _MOST_TOLD = 200_000
 # Seconds between two pieces of a text: more of them would be read no sooner, and each costs as much as a token.
 _PAUSE = 0.05
-
-
-class RefusedError(Exception):
-    """A request that cannot be answered.
-
-    Attributes:
-        status: of HTTP.
-        message: what is wrong, and what to do.
-        param: the field that is.
-        code: for programs.
-    """
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
 
 
 @dataclass

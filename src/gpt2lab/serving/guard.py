@@ -7,7 +7,6 @@ the site has pointed its own name at 127.0.0.1, it says that name (Host).
 import asyncio
 import hmac
 import ipaddress
-import json
 import logging
 import secrets
 import socket
@@ -15,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpt2lab.serving.errors import error_answer
 
 _SECONDS = 20.0  # in which a request's body has to arrive
 HEADERS = {
@@ -192,9 +193,7 @@ def _encoded(headers: Iterable[tuple[str, str]], given: Collection[bytes] = ()) 
 
 
 async def _answer(send: Send, status: int, message: str, code: str) -> None:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    body = json.dumps({"error": error}).encode()
+    body = error_answer(status, message, code=code).model_dump_json().encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     if status == 401:
         headers["www-authenticate"] = "Bearer"

@@ -13,7 +13,8 @@ from gpt2lab.errors import InputError
 from gpt2lab.interchange.html_page import PAGE, server_page
 from gpt2lab.model import attention_weights
 from gpt2lab.serving import requests
-from gpt2lab.serving.completions import RefusedError, check_ids, served_model, until_gone
+from gpt2lab.serving.completions import check_ids, served_model, until_gone
+from gpt2lab.serving.errors import RefusedError
 from gpt2lab.serving.guard import Tickets
 from gpt2lab.serving.requests import ERRORS, AttentionRequest
 from gpt2lab.serving.runs import RunFolder

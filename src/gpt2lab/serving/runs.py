@@ -4,6 +4,8 @@ import threading
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +53,12 @@ class RunFolder:
             young = [_young(path) for path in self._folder.rglob("metrics.jsonl") if path.parent not in known]
         found += [run for run in young if run is not None]
         runs = [
-            {
+            asdict(run)
+            | {
                 "id": self._number(run.folder),
                 "name": self._name(run.folder),
                 "switches": {name: str(value) for name, value in run.switches.items()},
-                "context_size": run.context_size,
-                "text": run.text,
-                "step": run.step,
-                "best_step": run.best_step,
-                "validation_loss": _loss(run),
+                "validation_loss": _loss(run.folder, run.validation_loss, run.step, _last_record(run.folder)),
                 "training": _is_training(run.folder),
             }
             for run in sorted(found, key=lambda run: run.folder)
@@ -129,11 +128,22 @@ def _young(metrics: Path) -> RunSummary | None:
     return None
 
 
-def _loss(run: RunSummary) -> float | None:
-    """The loss that a finished training has measured exactly, or the estimate of its best checkpoint."""
+@lru_cache(1024)
+def _loss(folder: Path, estimate: float | None, *seen: float) -> float | None:
+    """The loss that a finished training has measured exactly, or the estimate of its best checkpoint.
+
+    All records are read for it, so that is done once for what was seen of a run: its last checkpoint and record.
+    """
     with suppress(InputError):
-        return exact_loss(run.folder)
-    return run.validation_loss
+        return exact_loss(folder)
+    return estimate
+
+
+def _last_record(run: Path) -> float:
+    """When it was written, in seconds since 1970; 0 if there is none."""
+    with suppress(OSError):
+        return (run / "metrics.jsonl").stat().st_mtime
+    return 0.0
 
 
 def _sample(run: Path, checkpoint: Path) -> str | None:
@@ -155,10 +165,10 @@ def _is_training(run: Path) -> bool:
     """Whether a process has the folder's lock, which is not touched; where the system does not tell that, whether there
     are new records.
     """
+    locks = Path("/proc/locks")
+    if not locks.exists():
+        return time.time() - _last_record(run) < _RECENT
     with suppress(OSError):
-        locks = Path("/proc/locks")
-        if not locks.exists():
-            return time.time() - (run / "metrics.jsonl").stat().st_mtime < _RECENT
         inode = (run / ".lock").stat().st_ino
         return any(f":{inode} " in line and "WRITE" in line for line in locks.read_text().splitlines())
     return False
