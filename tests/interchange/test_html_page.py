@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +15,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser
 from torch import Tensor
 
 import gpt2lab
@@ -26,13 +25,15 @@ from gpt2lab.generation.scores import scored
 from gpt2lab.generation.weights import rounded
 from gpt2lab.interchange import html_page
 from gpt2lab.interchange.html_page import PAGE, Wasm, packed
+from tests.browser import LONG, Opened, browser
 from tests.interchange.made import drawn, random_text
 from tests.model import reference
 from tests.model.reference import ALiBi, dense_attention, dense_logits
 
+__all__ = ["browser"]
+
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvw\n ")
 WORDS = BPETokenizer.train(["The king's 12 queens, and  the night of Zoë's 中文 don't\n\n speak " * 9], 320)
-LONG = 60_000  # milliseconds
 
 
 @st.composite
@@ -122,72 +123,6 @@ def test_the_servers_page_has_nothing_inline_and_nothing_from_elsewhere() -> Non
 
 
 # In the browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-class Opened:
-    """A page that was opened from a file, and what went wrong on it."""
-
-    def __init__(self, browser: Browser, path: Path, **options: Any) -> None:
-        context = browser.new_context(**options)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        self.page: Page = context.new_page()
-        self.wrong: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
-        self.is_ready()
-
-    def is_ready(self) -> None:
-        self.page.locator("#start:enabled").wait_for(timeout=LONG)
-
-    def option(self, label: str, value: object) -> None:
-        if not self.page.get_by_label(label).is_visible():
-            self.page.get_by_text("Options").click()
-        self.page.get_by_label(label).fill(str(value))
-
-    def write(self, prompt: str, button: str = "Write") -> str:
-        self.page.locator("textarea").first.fill(prompt)
-        self.page.get_by_role("button", name=button).click()
-        self.is_ready()
-        return self.text
-
-    def tab(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
-
-    def look(self, place: int) -> None:
-        """Choose a token in the view in which one looks, and wait until its attention is there."""
-        self.tab("Look")
-        self.page.locator(f"#token-{place}").click()
-        self.page.locator(".head").first.wait_for()
-
-    @property
-    def ids(self) -> list[int]:
-        found: list[int] = self.page.evaluate("gpt2lab.columns[0].branch.ids")
-        return found
-
-    def branch(self, number: int) -> Locator:
-        return self.page.get_by_role("button", name=f"Branch {number}")
-
-    @property
-    def text(self) -> str:
-        return self.page.locator("#text").text_content() or ""
-
-    @property
-    def status(self) -> str:
-        return self.page.get_by_role("status").text_content() or ""
 
 
 def made(model: GPT2, tokenizer: Tokenizer, path: Path) -> Path:

@@ -2,71 +2,29 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser
 
+from tests.browser import LONG, Opened, browser
 from tests.cli.conftest import modern, original
 from tests.serving.conftest import Serving, serving
 from tests.serving.test_api import written
 
-__all__ = ["modern", "original"]
+__all__ = ["browser", "modern", "original"]
 
 pytestmark = [pytest.mark.xdist_group("serving"), pytest.mark.filterwarnings("ignore:the context of")]
 
-LONG = 60_000  # milliseconds
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed (Debian: apt install chromium)")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
-
-
-class Opened:
-    """The page, what went wrong on it, and what it asked for."""
-
-    def __init__(self, browser: Browser, server: Serving, **options: object) -> None:
-        self.page: Page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
-        self.wrong: list[str] = []
-        self.hosts: set[str] = set()
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.goto(server.address)
-        self.is_ready()
-
-    def is_ready(self) -> None:
-        self.page.locator("#start:enabled").wait_for(state="attached", timeout=LONG)
-
-    def options(self, **values: object) -> None:
-        if not self.page.get_by_label("Tokens").is_visible():
-            self.page.get_by_text("Options").click()
-        for label, value in values.items():
-            self.page.get_by_label(label.replace("_", " "), exact=label != "Temperature").fill(str(value))
-
-    def write(self, prompt: str, button: str = "Write") -> list[str]:
-        self.page.locator("#prompt").fill(prompt)
-        self.page.get_by_role("button", name=button, exact=True).click()
-        self.is_ready()
-        return self.page.locator(".column .text").all_text_contents()
-
-    def view(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name).click()
-
 
 def test_models_write_side_by_side_what_python_writes(server: Serving, browser: Browser) -> None:
-    opened = Opened(browser, server)
-    opened.options(Temperature=0.9, Tokens=90, Seed=7)
-    found = opened.write("the night ")
+    opened = Opened(browser, server.address)
+    opened.option("Temperature", 0.9)
+    opened.option("Tokens", 90)
+    opened.option("Seed", 7)
+    opened.write("the night ")
+    found = opened.texts
     right = [written(name, "the night ", 90, temperature=0.9, seed=7) for name in ("letters", "words")]
     # <|endoftext|> ends a text, and spells nothing
     assert [text.startswith("the night ") for text in found] == [True, True]
@@ -77,16 +35,19 @@ def test_models_write_side_by_side_what_python_writes(server: Serving, browser: 
         for part in ("tokens/s", "ms to the first", "cache")
     )
     opened.page.get_by_role("checkbox", name="words").uncheck()
-    assert len(opened.write("the night ")) == 1
+    opened.write("the night ")
+    assert len(opened.texts) == 1
     assert opened.wrong == []
-    assert opened.hosts == {server.base.split("/")[2]}
+    assert {url.split("/")[2] for url in opened.asked} == {server.base.split("/")[2]}
 
 
 def test_one_looks_at_a_token_and_branches_there(server: Serving, browser: Browser) -> None:
-    opened = Opened(browser, server)
-    opened.options(Tokens=40, Seed=3)
-    (before, _) = opened.write("the king ")
-    opened.view("Look")
+    opened = Opened(browser, server.address)
+    opened.option("Tokens", 40)
+    opened.option("Seed", 3)
+    opened.write("the king ")
+    (before, _) = opened.texts
+    opened.tab("Look")
     pieces = opened.page.locator("#pieces [role=option]")
     pieces.nth(12).click()
     opened.page.locator("#token .head").first.wait_for(timeout=LONG)
@@ -96,7 +57,7 @@ def test_one_looks_at_a_token_and_branches_there(server: Serving, browser: Brows
     opened.page.locator("#branches button").nth(1).wait_for(timeout=LONG)
     opened.is_ready()
     opened.page.locator("#branches button").first.click()
-    opened.view("Write")
+    opened.tab("Write")
     assert opened.page.locator(".column .text").first.text_content() == before
     assert opened.wrong == []
 
@@ -104,8 +65,8 @@ def test_one_looks_at_a_token_and_branches_there(server: Serving, browser: Brows
 @pytest.mark.slow
 def test_what_is_stopped_stays_and_is_continued_edited_and_written_again(modern: Path, browser: Browser) -> None:
     with serving(modern, "--max-tokens", 10_000_000) as server:
-        opened = Opened(browser, server)
-        opened.options(Tokens=10_000_000)
+        opened = Opened(browser, server.address)
+        opened.option("Tokens", 10_000_000)
         opened.page.locator("#prompt").fill("the king ")
         opened.page.keyboard.press("Control+Enter")
         opened.page.locator("#text").get_by_text(re.compile(r"^the king [\s\S]{50}")).wait_for(timeout=LONG)
@@ -115,7 +76,7 @@ def test_what_is_stopped_stays_and_is_continued_edited_and_written_again(modern:
         text = opened.page.locator("#text")
         stopped = text.text_content() or ""
         assert stopped.startswith("the king ")
-        opened.options(Tokens=50)
+        opened.option("Tokens", 50)
         opened.page.get_by_role("button", name="Continue").click()
         opened.is_ready()
         longer = text.text_content() or ""
@@ -133,9 +94,9 @@ def test_what_is_stopped_stays_and_is_continued_edited_and_written_again(modern:
 @pytest.mark.slow
 def test_a_key_is_taken_from_the_address_and_errors_are_told(folders: list[Path], browser: Browser) -> None:
     with serving(*folders, "--key", "abc", "--max-tokens", 50) as server:
-        opened = Opened(browser, server)
+        opened = Opened(browser, server.address)
         assert "abc" not in opened.page.url
-        opened.options(Tokens=99)
+        opened.option("Tokens", 99)
         opened.write("the king ")
         assert "max_tokens is 99; it has to be 50 or less" in (opened.page.get_by_role("status").text_content() or "")
         opened.page.goto("about:blank")
@@ -155,11 +116,11 @@ def test_every_view_is_open_to_everybody(
     (tmp_path / "runs" / "mine").mkdir()
     (tmp_path / "runs" / "mine" / "report.html").write_text("<h1>better</h1>", encoding="utf-8")
     with serving(tmp_path / "runs" / "modern", tmp_path / "runs" / "original") as server:
-        opened = Opened(browser, server, color_scheme=scheme, viewport={"width": width, "height": 800})
-        opened.options(Tokens=60)
+        opened = Opened(browser, server.address, color_scheme=scheme, viewport={"width": width, "height": 800})
+        opened.option("Tokens", 60)
         opened.write("the king ")
         for view in ("Write", "Look", "Train", "About"):
-            opened.view(view)
+            opened.tab(view)
             if view == "Look":
                 opened.page.locator("#pieces [role=option]").nth(20).click()
                 opened.page.locator("#token .head").first.wait_for(timeout=LONG)
