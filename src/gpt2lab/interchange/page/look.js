@@ -23,6 +23,7 @@ export function lookView(columns) {
     decoder = new TextDecoder();
     pieces(tokens.slice(0, first), decoder);
     added(tokens.slice(first), first);
+    shade(null);
     $("look-empty").hidden = tokens.length > 0;
     $("look-found").hidden = tokens.length === 0;
     $("look-long").textContent = first ? `The last ${number(SHOWN)} of ${number(tokens.length)} tokens are shown.` : "";
@@ -108,7 +109,6 @@ export function lookView(columns) {
     $("status").textContent = column.error || `${number(column.branch.tokens.length)} tokens were read`;
   };
   $("pasted").oninput = () => ($("read").disabled = $("pasted").value === "");
-  $("legend").append(...legend());
   for (const each of columns)
     each.watch((what, from, tokens) => {
       if (!visible || from !== column) return;
