@@ -51,12 +51,12 @@ def test_attention_by_distance_is_that_of_a_dense_reference(
             assert shares[layer, d] == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_attention_by_distance_holds_for_the_band_of_a_long_text_and_leaves_no_hook() -> None:
+def test_attention_by_distance_holds_for_the_band_of_a_long_text_and_leaves_nothing_behind() -> None:
     model = model_of(512, position="rope", window=40)
     shares = attention_by_distance(model, torch.randint(TOKENIZER.vocab_size, (1, 512)))
     assert torch.all(shares[:, 40:] == 0)
     assert torch.all(shares[:, :40] > 0)
-    assert not any(block.attention.mechanism._forward_hooks for block in model.blocks)
+    assert not any("forward" in vars(block.attention.mechanism) for block in model.blocks)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, (2, 5), (3, None)])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab import GPT2, InputError, attention_weights
+from gpt2lab import GPT2, InputError, ScaledDotProductAttention, attention_weights
 from gpt2lab.config import GPT2Config
 from tests.model.reference import ALiBi, alibi_bias, configs, dense_attention, dense_logits, random_ids, randomised
 
@@ -58,4 +58,18 @@ def test_a_text_without_a_token_and_one_that_is_too_long_are_refused() -> None:
         attention_weights(model, torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="has learned only 12 positions"):
         attention_weights(model, random_ids(model, 13))
+    assert "forward" not in vars(model.blocks[0].attention.mechanism)
+
+
+class Doubled(ScaledDotProductAttention):
+    """Takes no values that are wider than a head."""
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *at: torch.Tensor | None) -> torch.Tensor:
+        return super().forward(q, k, v * torch.full((4,), 2.0, dtype=v.dtype), *at)
+
+
+def test_an_attention_of_your_own_that_does_not_tell_its_weights_is_named() -> None:
+    model = randomised(GPT2(11, 12, 16, 4, 20, 1, attention=Doubled))
+    with pytest.raises(InputError, match=r"Doubled@.* does not tell its weights"):
+        attention_weights(model, random_ids(model, 9))
     assert "forward" not in vars(model.blocks[0].attention.mechanism)

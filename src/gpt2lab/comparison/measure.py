@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gpt2lab.comparison.results import Seconds
 from gpt2lab.data import TokenDataset, Tokenizer
 from gpt2lab.data.datasets import Tokens
+from gpt2lab.errors import InputError
 from gpt2lab.evaluation.evaluate import Evaluation, evaluate
 from gpt2lab.generation import Sampling, generate
 from gpt2lab.generation.engine import common_step
@@ -19,6 +21,7 @@ from gpt2lab.generation.generate import begin
 from gpt2lab.generation.settings import Step
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2
+from gpt2lab.model.looking import Weights, looking
 from gpt2lab.training import Trainer
 
 # Beyond and below the trained context the loss is an estimate, from this many tokens at the start of the text.
@@ -66,9 +69,7 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
     first = torch.tensor([[int(tokens[0])]])
     try:
         by_distance = attention_by_distance(model, batch[:16]).tolist()
-    except Exception:  # a user's mechanism may raise anything when its values are wider than a head
-        if model.config.attention is None:
-            raise
+    except InputError:  # a user's mechanism need not take the values that its weights are read off with
         by_distance = None
     with warnings.catch_warnings(action="ignore"):  # that the context fills up is no news here
         step = common_step([model], compiling=False)
@@ -89,8 +90,7 @@ def measure(model: GPT2, tokenizer: Tokenizer, tokens: Tokens, seed: int = 0) ->
 def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
     """How much attention falls on tokens 0, 1, 2 … back, in each layer.
 
-    It is read off the mechanism itself, whatever it computes: given the identity as values, a weighted sum returns
-    its weights.
+    It is read off the mechanism itself, whatever it computes (:func:`gpt2lab.model.looking.looking`).
 
     Args:
         model: any; in evaluation mode.
@@ -99,21 +99,14 @@ def attention_by_distance(model: GPT2, ids: Tensor) -> Tensor:
     Returns:
         (layers, T) float64: at distance d the mean weight, over texts, heads and the queries that have such a token.
     """
-    length = ids.shape[1]
     shares: list[Tensor] = []
 
-    def look(mechanism: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        q, k, _, *positions = inputs
-        identity = torch.eye(length, dtype=q.dtype, device=q.device).expand(*k.shape[:2], length, length)
-        weights = mechanism.forward(q, k, identity, *positions).double()  # (B, H, T, T)
-        shares.append(torch.stack([weights.diagonal(-d, -2, -1).mean() for d in range(length)]))
+    def look(_: nn.Module, weights: Weights, *given: Any) -> None:
+        found = weights(*given).double()  # (B, H, T, T)
+        shares.append(torch.stack([found.diagonal(-d, -2, -1).mean() for d in range(ids.shape[1])]))
 
-    hooks = [block.attention.mechanism.register_forward_hook(look) for block in model.blocks]
-    try:
+    with looking(model, look):
         model(ids.to(model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.stack(shares).cpu()
 
 
