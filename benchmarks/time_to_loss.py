@@ -1,11 +1,12 @@
 """Wall time to a validation loss of 1.88 nats/char on tinyshakespeare: our recipe against nanoGPT's CPU recipe.
 
-    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--nanogpt path/to/checkout] [--baseline]
+    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--config entry.yaml] [--nanogpt DIR]
+        [--baseline]
 
 Runs alternate, each in a fresh process with empty caches. The clock runs from the start of the process until the loss
 on the whole validation split (the last 10 % of the text) is known.
 
-* ours: the recipe of ``gpt2lab speedrun``.
+* ours: the entry that holds the record of ``gpt2lab speedrun``, or another one (--config).
 * nanogpt, with --nanogpt: its own ``train.py``, until its last step (its evaluations are few: 20 batches each).
 * baseline, with --baseline: our ``original`` variant with the hyper-parameters of nanoGPT's README for CPUs, eager.
 """
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpt2lab.training.speedrun import RECIPE, TARGET, seconds_until, train_cold
+from gpt2lab.training.speedrun import RECORD, TARGET, read_entry, seconds_until, train_cold
 
 BASELINE = {
     "variant": "original",
@@ -59,10 +60,12 @@ def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
+    parser.add_argument("--config", type=Path, default=RECORD, help="an entry (default: the one that holds the record)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, timed too")
     parser.add_argument("--baseline", action="store_true", help="time our original variant with its recipe, too")
     options = parser.parse_args()
+    entry = read_entry(options.config)
     asked = {"ours": True, "nanogpt": options.nanogpt is not None, "baseline": options.baseline}
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name, wanted in asked.items() if wanted}
     for seed in range(1, options.seeds + 1):
@@ -70,7 +73,7 @@ def main() -> None:
             if name == "nanogpt":
                 results.append(nanogpt(options.text.resolve(), options.nanogpt, seed))
             else:
-                attempt = train_cold(options.text.resolve(), BASELINE if name == "baseline" else RECIPE, seed)
+                attempt = train_cold(options.text.resolve(), BASELINE if name == "baseline" else entry, seed)
                 results.append((attempt.seconds, attempt.loss))
             print(f"seed {seed} {name:9} {results[-1][0]:7.1f} s  loss {results[-1][1]:.4f}", flush=True)
     print("\n| recipe | seconds, median (min – max) | validation loss, each seed |\n|---|---|---|")

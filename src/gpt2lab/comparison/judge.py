@@ -182,8 +182,8 @@ def _rows_of(file: Path) -> list[tuple[str, Row]]:
         text = read_text(file).removeprefix("\ufeff")
         if file.suffix.lower() == ".json":
             found = json.loads(text)
-            if isinstance(found, dict):  # results.json of a comparison
-                found = found.get("cells")
+            if isinstance(found, dict):  # results.json of a comparison, or a speedrun's record
+                found = found.get("cells", found.get("attempts"))
             if not isinstance(found, list):
                 raise InputError(f"{file} has to hold a list of runs, each an object with named values")
             rows: list[tuple[str, object]] = [(f"{file}, run {n}", row) for n, row in enumerate(found, 1)]
