@@ -19,19 +19,25 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def resident() -> float:
+    """MiB of main memory that this process holds."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used again unseen
+    return _kilobytes("VmRSS") / 2**10
+
+
 def extra_memory(work: Callable[[], object], device: torch.device) -> float:
     """MiB that were held at the worst moment, beyond what was held before."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used again unseen
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
+    before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
-    before = _kilobytes("VmRSS")
     work()
-    return (_kilobytes("VmHWM") - before) / 2**10
+    return _kilobytes("VmHWM") / 2**10 - before
 
 
 def _kilobytes(name: str) -> int:
