@@ -65,6 +65,27 @@ def test_more_threads_are_taken_only_where_they_save_a_tenth(
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.usefixtures("four_threads")
+def test_threads_are_measured_until_the_rounds_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first round, then three that agree, or five."""
+    clock = Clock({1: 1.0, 2: 0.6, 4: 0.4})
+    monkeypatch.setattr(choices, "time", clock)
+    monkeypatch.setattr(choices, "SECONDS", 100.0)
+    choose_threads(clock.step)
+    assert clock.now == pytest.approx(4 * 2.0)
+    clock = Clock({1: 1.0, 2: 0.6, 4: 0.4})
+    monkeypatch.setattr(choices, "time", clock)
+
+    def step() -> None:
+        clock.step()
+        if torch.get_num_threads() == 4 and clock.now > 6:  # from the third counted round on, others are at work
+            clock.now += 2
+
+    found = choose_threads(step)
+    assert clock.now == pytest.approx(6 * 2.0 + 3 * 2)
+    assert next(iter(found)) == 2
+
+
 @pytest.mark.parametrize("attention", [None, Forgetful, Counting])
 def test_a_rehearsed_step_leaves_no_trace(
     make_trainer: MakeTrainer, train_data: TokenDataset, attention: Mechanism | None

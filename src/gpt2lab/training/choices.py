@@ -13,8 +13,9 @@ from gpt2lab.runs.settings import Compile, Precision
 # that we could measure (docs/recipe.md), so there it is only done when asked for.
 COMPILE_PAYS_SECONDS = 100.0
 
-# A measurement of steps with several numbers of threads ends after so many rounds, or so many seconds.
-ROUNDS, SECONDS = 5, 3.0
+# A measurement of steps with several numbers of threads ends when three rounds alone would choose the same number, or
+# after so many rounds or seconds.
+AGREEING, ROUNDS, SECONDS = 3, 5, 3.0
 WORTH = 0.9  # more threads have to save a tenth of the time
 
 
@@ -28,23 +29,34 @@ def choose_threads(step: Callable[[], object]) -> dict[int, float]:
         Seconds of a step (their median) by number of threads: the one to choose first.
     """
     most = torch.get_num_threads()
-    seconds: dict[int, list[float]] = {threads: [] for threads in sorted({1, max(1, most // 2), most})}
+    numbers = sorted({1, max(1, most // 2), most})
+    rounds: list[dict[int, float]] = []
     begun = time.perf_counter()
     for number in range(1 + ROUNDS):
-        for threads, found in seconds.items():
+        taken = {}
+        for threads in numbers:
             with torch_threads(threads):
                 started = time.perf_counter()
                 step()
-                if number > 0:  # the first round takes memory, and starts the threads
-                    found.append(time.perf_counter() - started)
-        if number > 0 and time.perf_counter() - begun > SECONDS:
+                taken[threads] = time.perf_counter() - started
+        if number == 0:  # it takes memory, and starts the threads
+            continue
+        rounds.append(taken)
+        agreed = len(rounds) >= AGREEING and len({_worth_it(one) for one in rounds}) == 1
+        if agreed or time.perf_counter() - begun > SECONDS:
             break
-    medians = {threads: statistics.median(found) for threads, found in seconds.items()}
-    chosen = 1
-    for threads, median in medians.items():
-        if median < WORTH * medians[chosen]:
-            chosen = threads
+    medians = {threads: statistics.median(one[threads] for one in rounds) for threads in numbers}
+    chosen = _worth_it(medians)
     return {chosen: medians[chosen]} | medians
+
+
+def _worth_it(seconds: dict[int, float]) -> int:
+    """The number of threads to take, from the seconds of a step with each."""
+    chosen = 1
+    for threads, taken in seconds.items():
+        if taken < WORTH * seconds[chosen]:
+            chosen = threads
+    return chosen
 
 
 def choose_precision(name: Precision, device: torch.device, embed_dim: int) -> torch.dtype:
