@@ -1,12 +1,12 @@
 """Wall time to a validation loss of 1.88 nats/char on tinyshakespeare: our recipe against nanoGPT's CPU recipe.
 
-    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--config entry.yaml] [--nanogpt DIR]
+    python benchmarks/time_to_loss.py path/to/tinyshakespeare.txt [--config entry.yaml …] [--nanogpt DIR]
         [--baseline]
 
 Runs alternate, each in a fresh process with empty caches. The clock runs from the start of the process until the loss
 on the whole validation split (the last 10 % of the text) is known.
 
-* ours: the entry that holds the record of ``gpt2lab speedrun``, or another one (--config).
+* entries of ``gpt2lab speedrun``: the one that holds the record, or others (--config).
 * nanogpt, with --nanogpt: its own ``train.py``, until its last step (its evaluations are few: 20 batches each).
 * baseline, with --baseline: our ``original`` variant with the hyper-parameters of nanoGPT's README for CPUs, eager.
 """
@@ -60,20 +60,23 @@ def nanogpt(text: Path, checkout: Path, seed: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("--config", type=Path, default=RECORD, help="an entry (default: the one that holds the record)")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", default=[RECORD], help="entries (default: the one that holds the record)"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, timed too")
     parser.add_argument("--baseline", action="store_true", help="time our original variant with its recipe, too")
     options = parser.parse_args()
-    entry = read_entry(options.config)
-    asked = {"ours": True, "nanogpt": options.nanogpt is not None, "baseline": options.baseline}
-    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name, wanted in asked.items() if wanted}
+    entries = {file.stem: read_entry(file) for file in options.config}
+    asked = {"nanogpt": options.nanogpt is not None, "baseline": options.baseline}
+    others = [name for name, wanted in asked.items() if wanted]
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in [*entries, *others]}
     for seed in range(1, options.seeds + 1):
         for name, results in rounds.items():
             if name == "nanogpt":
                 results.append(nanogpt(options.text.resolve(), options.nanogpt, seed))
             else:
-                attempt = train_cold(options.text.resolve(), BASELINE if name == "baseline" else entry, seed)
+                attempt = train_cold(options.text.resolve(), entries.get(name, BASELINE), seed)
                 results.append((attempt.seconds, attempt.loss))
             print(f"seed {seed} {name:9} {results[-1][0]:7.1f} s  loss {results[-1][1]:.4f}", flush=True)
     print("\n| recipe | seconds, median (min – max) | validation loss, each seed |\n|---|---|---|")
@@ -81,11 +84,14 @@ def main() -> None:
         seconds = [s for s, _ in results]
         losses = ", ".join(f"{loss:.3f}" for _, loss in results)
         print(f"| {name} | {statistics.median(seconds):.1f} ({min(seconds):.1f} – {max(seconds):.1f}) | {losses} |")
-    for name in [name for name in rounds if name != "ours"]:
-        ratios = [a[0] / b[0] for a, b in zip(rounds["ours"], rounds[name], strict=True)]
-        print(f"\nours / {name}, pair by pair: {statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})")
-    missed = [loss for _, loss in rounds["ours"] if loss > TARGET]
-    print(f"ours reached {TARGET} with {len(rounds['ours']) - len(missed)} of {len(rounds['ours'])} seeds")
+    for name, other in [(name, other) for name in entries for other in others]:
+        ratios = [a[0] / b[0] for a, b in zip(rounds[name], rounds[other], strict=True)]
+        print(
+            f"\n{name} / {other}, pair by pair: {statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})"
+        )
+    for name in entries:
+        reached = sum(loss <= TARGET for _, loss in rounds[name])
+        print(f"{name} reached {TARGET} with {reached} of {options.seeds} seeds")
 
 
 if __name__ == "__main__":
