@@ -16,7 +16,7 @@ from gpt2lab.options import check, option, options_of, spelled
 from gpt2lab.reading import MOST_WHOLE, shortly
 
 Position = Literal["learned", "rope", "none"] | tuple[Literal["rope", "none"], ...]
-Activation = Literal["gelu_tanh", "gelu", "relu", "relu2"]
+Activation = Literal["gelu_tanh", "gelu", "relu"]
 Window = int | tuple[int | None, ...] | None
 
 

@@ -120,7 +120,7 @@ class GPT2(nn.Module):
         Returns:
             for every parameter in turn a float32 tensor of its whole shape, or None to leave it as it is.
         """
-        residual = 0.0 if vars(self).get("zero_init") else 0.02 / math.sqrt(2 * self.config.num_layers)
+        residual = 0.02 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if self.mechanism_class is not None and ".mechanism." in name:
                 yield None

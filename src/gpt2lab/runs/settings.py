@@ -17,7 +17,7 @@ from gpt2lab.threads import MOST_THREADS
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 CorpusName = Literal["shakespeare", "tinyshakespeare"]
-OptimizerName = Literal["muon", "normuon", "adamw"]
+OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
@@ -208,16 +208,6 @@ class TrainerConfig:
         default="the model's own",
     )
     weight_decay: float = option(0.1, "weight decay, of matrices only.", least=0)
-    cautious: bool = option(False, "matrices decay only where the update goes the same way (arXiv:2510.12402).")
-    muon_every: int = option(1, "steps between updates of the matrices, which go so many times as far.", least=1)
-    newton_schulz_steps: int = option(4, "steps of Newton and Schulz.", least=1)
-    late_newton_schulz_steps: int = option(0, "the same in the last half; 0: as many.", least=0)
-    batch_growth: float = option(0.0, "the batch is 1 - this in the first half, 1 + this in the second.", least=0)
-    zero_init: bool = option(False, "residual projections begin as 0.")
-    ema_decay: float = option(0.0, "the weights are averaged with this decay.", least=0, below=1)
-    tail_average: float = option(0.0, "the weights of this share of the steps, at the end, are averaged.", least=0)
-    final_rate: float = option(0.1, "where the learning rate ends.", least=0)
-    decay_share: float = option(0.5, "over which share of the steps wsd falls.", above=0, most=1)
     betas: tuple[float, float] = option((0.8, 0.95), "AdamW's two betas.", least=0, below=1)
     grad_norm_clip: float = option(1.0, "the norm of all gradients is clipped to this; 0: no clipping.", least=0)
     eval_every: int | None = option(

@@ -44,16 +44,7 @@ def training_batches(
     What the data set draws, with worker processes and without, follows from the seed, the process and the batch alone.
     """
     items, first = len(dataset), done * config.accumulation_steps  # type: ignore[arg-type]
-    if config.batch_growth:
-        size = round(config.batch_size * (1 - config.batch_growth))
-        grown, steps = round(config.batch_size * (1 + config.batch_growth)), config.max_steps or 2000
-        assert done == 0 and config.accumulation_steps == 1 and grown % size == 0
-        small = iter(StatelessSampler(items, size, config.seed))
-        every = (
-            [i for _ in range(1 if 2 * s < steps else grown // size) for i in next(small)] for s in itertools.count()
-        )
-    else:
-        every = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
+    every = StatelessSampler(items, config.batch_size, config.seed, start_step=first)
     mine = ((n, indices[rank() :: num_processes()]) for n, indices in enumerate(every, first))
     return on_device(_pairs(_Drawn(dataset, config.seed, 1 + rank()), mine, config.num_workers), device, vocab_size)
 

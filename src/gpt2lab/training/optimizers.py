@@ -55,35 +55,13 @@ class Muon(_Eager):
     """
 
     def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        normalised: bool = False,
-        cautious: bool = False,
-        every: int = 1,
-        newton_schulz_steps: int = 4,
+        self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.normalised, self.cautious, self.every = normalised, cautious, every
-        self.newton_schulz_steps, self.calls = newton_schulz_steps, 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient, unless ``found_inf`` is 1."""
-        self.calls += 1
-        if self.every > 1:
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if "sum" not in self.state[parameter]:
-                        self.state[parameter]["sum"] = torch.zeros_like(parameter)
-                    self.state[parameter]["sum"].add_(parameter.grad)
-                    if self.calls % self.every == 0:
-                        parameter.grad.copy_(self.state[parameter]["sum"])
-                        self.state[parameter]["sum"].zero_()
-            if self.calls % self.every:
-                return
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             gradients = [parameter.grad for parameter in parameters]
@@ -104,27 +82,15 @@ class Muon(_Eager):
                 by_shape.setdefault(tuple(sorted(matrix.shape)), []).append(index)
             for (rows, columns), indices in by_shape.items():
                 wide = [blended[i] if blended[i].shape[0] == rows else blended[i].mT for i in indices]
-                updates = apply_to_whole(lambda x: orthogonalise(x, self.newton_schulz_steps), torch.stack(wide))
+                updates = apply_to_whole(orthogonalise, torch.stack(wide))
                 for i, update in zip(indices, updates, strict=True):
                     as_stored = update if blended[i].shape[0] == rows else update.mT
-                    if self.normalised:
-                        size = as_stored.norm()
-                        mean = as_stored.square().mean(dim=1, keepdim=True)
-                        if "rows" not in self.state[parameters[i]]:
-                            self.state[parameters[i]]["rows"] = torch.zeros_like(mean)
-                        self.state[parameters[i]]["rows"].lerp_(mean, 0.05)
-                        as_stored = as_stored / (self.state[parameters[i]]["rows"].sqrt() + 1e-10)
-                        as_stored = as_stored * (size / as_stored.norm())
-                    decay = group["lr"] * group["weight_decay"] * self.every
-                    if self.cautious:
-                        moved = parameters[i] * (1 - decay * (parameters[i] * as_stored > 0))
-                    else:
-                        moved = parameters[i] * (1 - decay)
-                    moved.add_(as_stored, alpha=-self.every * group["lr"] * 0.2 * math.sqrt(columns))
+                    moved = parameters[i] * (1 - group["lr"] * group["weight_decay"])
+                    moved.add_(as_stored, alpha=-group["lr"] * 0.2 * math.sqrt(columns))
                     parameters[i].lerp_(moved, taken)
 
 
-def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
+def orthogonalise(matrices: Tensor) -> Tensor:
     """Bring all singular values of each matrix near 1, by four Newton-Schulz steps.
 
     (Usually five are taken; here four learned as much or more, and cost a fifth less: docs/recipe.md.)
@@ -144,7 +110,7 @@ def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
     x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     gram = x @ x.mT  # (N, rows, rows)
     polynomials: list[Tensor] = []
-    for _ in range(steps):
+    for _ in range(4):
         if polynomials:
             gram = polynomials[-1] @ gram @ polynomials[-1]
         polynomials.append(torch.baddbmm(gram, gram, gram, beta=b, alpha=c))
@@ -153,14 +119,7 @@ def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
 
 
 def build_optimizers(
-    model: GPT2,
-    name: OptimizerName,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    cautious: bool = False,
-    every: int = 1,
-    newton_schulz_steps: int = 4,
+    model: GPT2, name: OptimizerName, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> list[AdamW | Muon]:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
@@ -168,7 +127,7 @@ def build_optimizers(
     """
     muon, decayed, plain = [], [], []
     for parameter_name, parameter in model.named_parameters():
-        if parameter.dim() == 2 and parameter_name.startswith("blocks.") and name in ("muon", "normuon"):
+        if parameter.dim() == 2 and parameter_name.startswith("blocks.") and name == "muon":
             muon.append(parameter)
         elif parameter.dim() >= 2:
             decayed.append(parameter)
@@ -179,23 +138,11 @@ def build_optimizers(
         AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
     ]
     if muon:
-        optimizers.append(
-            Muon(
-                muon,
-                lr=learning_rate,
-                weight_decay=weight_decay,
-                normalised=name == "normuon",
-                cautious=cautious,
-                every=every,
-                newton_schulz_steps=newton_schulz_steps,
-            )
-        )
+        optimizers.append(Muon(muon, lr=learning_rate, weight_decay=weight_decay))
     return optimizers
 
 
-def learning_rate_scale(
-    schedule: Schedule, tokens: float, warmup: float, total: float, floor: float = 0.1, share: float = 0.5
-) -> float:
+def learning_rate_scale(schedule: Schedule, tokens: float, warmup: float, total: float, floor: float = 0.1) -> float:
     """What the learning rate is multiplied with, after so many tokens.
 
     Args:
@@ -213,4 +160,4 @@ def learning_rate_scale(
     progress = min(1.0, (tokens - warmup) / max(1.0, total - warmup))
     if schedule == "cosine":
         return max(floor, 0.5 * (1.0 + math.cos(math.pi * progress)))
-    return floor + (1.0 - floor) * min(1.0, (1.0 - progress) / share)
+    return floor + (1.0 - floor) * min(1.0, 2.0 * (1.0 - progress))

@@ -135,19 +135,8 @@ class Trainer:
             ids = torch.zeros(1, model.config.max_seq_len, dtype=torch.int64, device=self.device)
             self.rehearse(Batch(ids, ids, ids.numel()))
         self.optimizers = build_optimizers(
-            model,
-            config.optimizer,
-            config.learning_rate,
-            config.weight_decay,
-            config.betas,
-            config.cautious,
-            config.muon_every,
-            config.newton_schulz_steps,
+            model, config.optimizer, config.learning_rate, config.weight_decay, config.betas
         )
-        if config.zero_init:
-            model.zero_init = True
-            model.init_weights(model.seed)
-        self.average: list[Tensor] | None = None
         self.writer = CheckpointWriter(model, config.keep, config.async_checkpoints, config.timeout)
         self.state = TrainingState(step=0, tokens=0, seconds=0.0, validation_loss=None)
         self.unread: list[Tensor | None] = []  # what update() returned for the steps that nobody has looked at yet
@@ -224,7 +213,6 @@ class Trainer:
                 self.unread.append(loss)
                 self.ended = False
                 step, tokens = self.state.step + 1, self.state.tokens + tokens
-                self._average(step)
                 self.state = dataclasses.replace(self.state, step=step, tokens=tokens, validation_loss=None)
                 saves = run is not None and (step == self.steps or at(config.checkpoint_every, step))
                 measures = saves or step == self.steps or at(eval_every, step)
@@ -443,24 +431,6 @@ class Trainer:
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
 
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        """Average the weights, and at the end have the model take the averages."""
-        config, parameters = self.config, list(self.model.parameters())
-        if not (config.ema_decay or config.tail_average):
-            return
-        first = 1 if config.ema_decay else self.steps - int(config.tail_average * self.steps) + 1
-        if step < first:
-            return
-        if self.average is None:
-            self.average = [parameter.clone() for parameter in parameters]
-            return
-        count = step - first + 1
-        share = 1 / count if config.tail_average else max(1 / count, 1 - config.ema_decay)
-        torch._foreach_lerp_(self.average, parameters, share)
-        if step == self.steps:
-            torch._foreach_copy_(parameters, self.average)
-
     @contextmanager
     def _windows_of_step(self) -> Iterator[None]:
         """The windows of this step, on a geometric way from ``start_window`` to the model's own; then its own again."""
@@ -483,17 +453,8 @@ class Trainer:
         """Set the rate of the step that reads so many tokens, as every step does, after those before."""
         config = self.config
         warmup = config.warmup_steps * tokens if config.warmup_tokens is None else config.warmup_tokens
-        if config.batch_growth:
-            usual = config.batch_size * self.model.config.max_seq_len
-            warmup, final = config.warmup_steps * usual, self.steps * usual
-        else:
-            final = self.steps * tokens if config.final_tokens is None else config.final_tokens
-        rate = config.learning_rate * learning_rate_scale(
-            config.schedule, before + tokens, warmup, final, config.final_rate, config.decay_share
-        )
-        if config.late_newton_schulz_steps and self.state.step * 2 > self.steps:
-            for optimizer in self.optimizers:
-                optimizer.newton_schulz_steps = config.late_newton_schulz_steps
+        final = self.steps * tokens if config.final_tokens is None else config.final_tokens
+        rate = config.learning_rate * learning_rate_scale(config.schedule, before + tokens, warmup, final)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
