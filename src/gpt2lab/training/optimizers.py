@@ -93,7 +93,7 @@ class Muon(_Eager):
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Bring all singular values of each matrix near 1, by four Newton-Schulz steps.
 
-    (Usually five are taken; here four learned as much or more, and cost a fifth less: docs/recipe.md.)
+    (Usually five are taken. Four cost a fifth less; with three a training learns less: docs/recipe.md.)
 
     Jordan et al. 2024: a step maps X to p(XXᵀ) X with p(G) = a + b·G + c·G², and so each singular value s to
     a·s + b·s³ + c·s⁵. The steps' polynomials in one G commute, so their product is gathered on the small matrices,
