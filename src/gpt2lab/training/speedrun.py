@@ -20,6 +20,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
 from gpt2lab.hardware import describe_machine
 from gpt2lab.options import given_options
+from gpt2lab.progress import counted
 from gpt2lab.reading import read_json, read_settings, shortly
 from gpt2lab.runs.settings import ModelSettings, RunSettings, TrainerConfig
 from gpt2lab.training.metrics import exact_loss
@@ -241,7 +242,6 @@ def check_record(path: str | Path, text: str | Path | None = None) -> list[Check
     from scipy import special
 
     record = read_json(Speedrun, Path(path))
-    corpus = _tinyshakespeare(text)
     if record.text_sha256 != TINYSHAKESPEARE_SHA256:
         raise InputError(f"{path} was measured on another text than tinyshakespeare (its text_sha256 differs)")
     if not record.entries or {attempt.arm for attempt in record.attempts} != record.entries.keys():
@@ -252,18 +252,20 @@ def check_record(path: str | Path, text: str | Path | None = None) -> list[Check
                 f"{path}: seed {attempt.seed} of {attempt.arm} has an estimate of the loss, or none; a record has the "
                 "loss on the whole last tenth of the text"
             )
+    for arm in record.entries:
+        if (count := len(record.of(arm))) < 3:
+            raise InputError(
+                f"{path} has {counted(count, 'attempt')} of {arm}; 3 or more tell what to expect of another"
+            )
+    entries = {arm: checked_entry(options, f"{path}, entry {arm}") for arm, options in record.entries.items()}
+    corpus = _tinyshakespeare(text)
     checks = []
-    for arm, options in record.entries.items():
-        entry = checked_entry(options, f"{path}, entry {arm}")
-        losses = [attempt.loss for attempt in record.of(arm)]
-        if len(losses) < 3:
-            raise InputError(f"{path} has {len(losses)} attempts of {arm}; 3 or more tell what to expect of another")
+    for arm, entry in entries.items():
+        recorded, losses = record.of(arm)[0], [attempt.loss for attempt in record.of(arm)]
         quantile = float(special.stdtrit(len(losses) - 1, 0.975))
         width = quantile * statistics.stdev(losses) * math.sqrt(1 + 1 / len(losses))
-        recorded = record.of(arm)[0]
-        repeated = train_cold(corpus, entry, recorded.seed, arm)
         mean = statistics.fmean(losses)
-        checks.append(Check(recorded, repeated, mean - width, mean + width))
+        checks.append(Check(recorded, train_cold(corpus, entry, recorded.seed, arm), mean - width, mean + width))
     return checks
 
 
