@@ -218,11 +218,19 @@ def test_a_model_without_a_vocabulary_is_told_so() -> None:
 
 def test_the_positions_probed_before_training_are_all_of_a_short_context_and_both_ends_of_a_long_one() -> None:
     assert positions_to_probe(64) == list(range(64))
-    probed = positions_to_probe(4096)
+    probed = positions_to_probe(512)
     assert probed[:16] == list(range(16))
-    assert probed[-16:] == list(range(4080, 4096))
+    assert probed[-16:] == list(range(496, 512))
     assert len(probed) <= 64
-    assert max(b - a for a, b in itertools.pairwise(probed)) < 200
+    assert max(b - a for a, b in itertools.pairwise(probed)) < 25
+
+
+@given(st.integers(512, 10**6))
+def test_of_a_longer_context_so_few_positions_are_probed_that_it_takes_no_longer(length: int) -> None:
+    probed = positions_to_probe(length)
+    assert len(probed) * length**2 <= 64 * 512**2 or len(probed) <= 8
+    assert {0, 1, length - 2, length - 1} <= {*probed}
+    assert max(b - a for a, b in itertools.pairwise(probed)) <= length / 2.9
 
 
 def faint(share: float) -> type[ScaledDotProductAttention]:

@@ -85,12 +85,12 @@ def assert_causal(model: GPT2, positions: Iterable[int] | None = None, seed: int
     probed = [p for p in (range(length) if positions is None else positions) if p > 0]
     at_once = max(1, min(_TOKENS_AT_ONCE // length, _SCORES_AT_ONCE // (model.config.num_heads * length**2)))
     leaks = []
+    unchanged = probe(ids.to(device))  # (1, T, V)
     for chunk in torch.split(torch.tensor(probed, dtype=torch.int64), at_once):
-        rows = ids.repeat(len(chunk) + 1, 1)  # the last row stays as it is
+        rows = ids.repeat(len(chunk), 1)
         rows[torch.arange(len(chunk)), chunk] = changed[0, chunk]
-        logits = probe(rows.to(device))
-        difference = (logits[:-1] - logits[-1:]).abs().amax(-1)  # (rows, T)
-        same = difference <= _TOLERANCE[probe.dtype] * logits.nan_to_num().abs().max()  # false for NaN, too
+        difference = (probe(rows.to(device)) - unchanged).abs().amax(-1)  # (rows, T)
+        same = difference <= _TOLERANCE[probe.dtype] * unchanged.nan_to_num().abs().max()  # false for NaN, too
         moved = ~same.cpu() & (torch.arange(length) < chunk[:, None])
         leaks += [(int(moved[row].nonzero()[0]), int(chunk[row])) for row in moved.any(1).nonzero()[:, 0]]
     if leaks:
@@ -192,8 +192,13 @@ def _probe(model: GPT2, generator: torch.Generator) -> GPT2:
     return probe
 
 
-def positions_to_probe(length: int, most: int = 64) -> list[int]:
-    """Positions of a context whose change is tried before training: all, or both ends and an even spread between."""
+def positions_to_probe(length: int) -> list[int]:
+    """Positions of a context whose change is tried before training: all, or both ends and an even spread between.
+
+    They are 64 up to a context of 512. Attention costs the square of that, so of a longer one they are fewer, down to
+    8: the check is to take seconds, and of the longest contexts no longer than a few steps.
+    """
+    most = max(8, min(64, 64 * 512**2 // length**2))
     if length <= most:
         return list(range(length))
     ends = most // 4
