@@ -37,7 +37,7 @@ import torch
 CPU = torch.device("cpu")
 SMALL = {"embed_dim": 128, "num_heads": 4, "num_layers": 4}
 WIDE = {"embed_dim": 384, "num_heads": 6, "num_layers": 6}
-# embed_dim, num_heads, num_layers: 0.1 to 124 million parameters
+# embed_dim, num_heads, num_layers: 0.1 to 121 million parameters
 MODELS = [(64, 2, 2), (128, 4, 4), (256, 4, 4), (384, 6, 6), (512, 8, 8), (768, 12, 12), (768, 12, 17)]
 CONTEXTS = [64, 256, 1024, 4096, 16384, 32768]
 VOCABULARIES = [65, 512, 4096, 16384, 50257]

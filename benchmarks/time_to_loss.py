@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gpt2lab.training.speedrun import RECORD, TARGET, read_entry, seconds_until, train_cold
+from gpt2lab.comparison.speedrun import RECORD, TARGET, read_entries, seconds_until, train_cold
 
 BASELINE = {
     "variant": "original",
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, timed too")
     parser.add_argument("--baseline", action="store_true", help="time our original variant with its recipe, too")
     options = parser.parse_args()
-    entries = {file.stem: read_entry(file) for file in options.config}
+    entries = read_entries(options.config)
     asked = {"nanogpt": options.nanogpt is not None, "baseline": options.baseline}
     others = [name for name, wanted in asked.items() if wanted]
     rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in [*entries, *others]}
@@ -76,7 +76,7 @@ def main() -> None:
             if name == "nanogpt":
                 results.append(nanogpt(options.text.resolve(), options.nanogpt, seed))
             else:
-                attempt = train_cold(options.text.resolve(), entries.get(name, BASELINE), seed)
+                attempt = train_cold(options.text.resolve(), entries.get(name, BASELINE), seed, name)
                 results.append((attempt.seconds, attempt.loss))
             print(f"seed {seed} {name:9} {results[-1][0]:7.1f} s  loss {results[-1][1]:.4f}", flush=True)
     print("\n| recipe | seconds, median (min – max) | validation loss, each seed |\n|---|---|---|")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt2lab.comparison import speedrun
+from gpt2lab.comparison.speedrun import seconds_until
 from gpt2lab.errors import InputError
-from gpt2lab.training import speedrun
-from gpt2lab.training.speedrun import seconds_until
 from tests.cli.conftest import Command, assert_one_sentence, program
 
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from gpt2lab.cli.screen import console, print_json
 
 if TYPE_CHECKING:
-    from gpt2lab.training.speedrun import Attempt
+    from gpt2lab.comparison.speedrun import Attempt
 
 
 def speedrun(
@@ -46,9 +46,9 @@ def speedrun(
     json
         Print one JSON object. (With a file, it is written there.)
     """
+    from gpt2lab.comparison.speedrun import TARGET, check_record
+    from gpt2lab.comparison.speedrun import speedrun as run_speedrun
     from gpt2lab.errors import InputError
-    from gpt2lab.training.speedrun import TARGET, check_record
-    from gpt2lab.training.speedrun import speedrun as run_speedrun
 
     if check is not None:
         if record is not None or config:

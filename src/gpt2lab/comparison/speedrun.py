@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gpt2lab.comparison.statistics import t_quantile
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256, open_corpus
 from gpt2lab.errors import InputError
 from gpt2lab.files import atomic_write
@@ -101,6 +102,12 @@ class Speedrun:
         """How many attempts of an entry came down to the target."""
         return sum(attempt.loss <= self.target for attempt in self.of(arm))
 
+    def expected(self, arm: str) -> tuple[float, float]:
+        """Where the loss of a further training of an entry lies, in 95 of 100 cases: Student's prediction interval."""
+        losses = [attempt.loss for attempt in self.of(arm)]
+        width = t_quantile(0.95, len(losses) - 1) * statistics.stdev(losses) * math.sqrt(1 + 1 / len(losses))
+        return self.mean_loss(arm) - width, self.mean_loss(arm) + width
+
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON has it, with a summary of every entry. ``gpt2lab judge`` reads the attempts."""
         summary = {
@@ -140,17 +147,22 @@ class Check:
         return self.low <= self.repeated.loss <= self.high
 
 
-def read_entry(path: Path) -> dict[str, object]:
-    """The options of an entry: those of a training, except for what the rules settle.
+def read_entries(files: Sequence[str | Path]) -> dict[str, dict[str, object]]:
+    """The options of entries, by the names of their files: those of a training, except for what the rules settle.
 
     Raises:
-        InputError: the file cannot be used, or asks for what the rules forbid.
+        InputError: a file cannot be used, or asks for what the rules forbid; or two have the same name.
     """
-    return checked_entry(read_settings(path), str(path))
+    entries: dict[str, dict[str, object]] = {}
+    for file in map(Path, files):
+        if file.stem in entries:
+            raise InputError(f"two entries are called {file.stem}; rename one of the files")
+        entries[file.stem] = checked_entry(read_settings(file), str(file))
+    return entries
 
 
 def checked_entry(values: Mapping[str, object], where: str) -> dict[str, object]:
-    """The same for options that stand somewhere else."""
+    """The options of one entry, if they keep the rules; ``where`` they stand is for messages."""
     for name, why in FORBIDDEN.items():
         if name in values:
             raise InputError(f"{where}: {name} is given, but {why}; leave it out")
@@ -194,11 +206,7 @@ def speedrun(
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; it has to be 1 or more")
-    entries: dict[str, dict[str, object]] = {}
-    for file in [Path(file) for file in config] or [RECORD]:
-        if file.stem in entries:
-            raise InputError(f"two entries are called {file.stem}; rename one of the files")
-        entries[file.stem] = read_entry(file)
+    entries = read_entries(config or [RECORD])
     if record is not None and Path(record).exists():
         raise InputError(f"{record} is there already; give the record another name")
     corpus = _tinyshakespeare(text)
@@ -239,8 +247,6 @@ def check_record(path: str | Path, text: str | Path | None = None) -> list[Check
     Raises:
         InputError: the record is damaged, breaks the rules, or has fewer than three attempts of an entry.
     """
-    from scipy import special
-
     record = read_json(Speedrun, Path(path))
     if record.text_sha256 != TINYSHAKESPEARE_SHA256:
         raise InputError(f"{path} was measured on another text than tinyshakespeare (its text_sha256 differs)")
@@ -261,15 +267,12 @@ def check_record(path: str | Path, text: str | Path | None = None) -> list[Check
     corpus = _tinyshakespeare(text)
     checks = []
     for arm, entry in entries.items():
-        recorded, losses = record.of(arm)[0], [attempt.loss for attempt in record.of(arm)]
-        quantile = float(special.stdtrit(len(losses) - 1, 0.975))
-        width = quantile * statistics.stdev(losses) * math.sqrt(1 + 1 / len(losses))
-        mean = statistics.fmean(losses)
-        checks.append(Check(recorded, train_cold(corpus, entry, recorded.seed, arm), mean - width, mean + width))
+        recorded = record.of(arm)[0]
+        checks.append(Check(recorded, train_cold(corpus, entry, recorded.seed, arm), *record.expected(arm)))
     return checks
 
 
-def train_cold(text: Path, recipe: Mapping[str, Any], seed: int, arm: str = "") -> Attempt:
+def train_cold(text: Path, recipe: Mapping[str, Any], seed: int, arm: str) -> Attempt:
     """Train in a process of its own that finds nothing in any cache."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "GPT2LAB_CACHE": f"{folder}/cache", "COLUMNS": "200"}

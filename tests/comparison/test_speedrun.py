@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gpt2lab import InputError
+from gpt2lab.comparison import speedrun
+from gpt2lab.comparison.speedrun import RECORD, Attempt, Speedrun, check_record, read_entries
 from gpt2lab.data.corpora import TINYSHAKESPEARE_SHA256
-from gpt2lab.training import speedrun
-from gpt2lab.training.speedrun import RECORD, Attempt, Speedrun, check_record, read_entry
 
 ENTRY = {"num_layers": 2, "window": 4, "learning_rate": 2e-2, "max_steps": 240}
 
@@ -28,7 +28,7 @@ def any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_entry_that_holds_the_record_keeps_the_rules() -> None:
-    assert "max_steps" in read_entry(RECORD)
+    assert "max_steps" in read_entries([RECORD])["record"]
 
 
 def test_what_the_rules_settle_may_be_said() -> None:
@@ -57,7 +57,7 @@ def test_an_entry_that_breaks_the_rules_is_refused_in_a_sentence(tmp_path: Path,
     path = tmp_path / "mine.yaml"
     path.write_text(line)
     with pytest.raises(InputError) as told:
-        read_entry(path)
+        read_entries([path])
     assert str(told.value).startswith(f"{path}: ")
     assert words in str(told.value)
     assert "\n" not in str(told.value)
