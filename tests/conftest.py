@@ -25,7 +25,7 @@ import torch
 from hypothesis import register_random, settings
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation.library import build, default_folder
+from gpt2lab.native.library import build, default_folder
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

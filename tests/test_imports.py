@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "threads"],
     ["reading", "files", "hardware", "progress"],
     ["options", "manifests"],
-    ["config", "plots"],
+    ["config", "plots", "native"],
     ["model", "data"],
     ["runs"],
     ["generation"],

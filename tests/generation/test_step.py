@@ -15,7 +15,7 @@ from torch import Tensor
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.generation import Engine, Sampling, generate
-from gpt2lab.generation.library import library
+from gpt2lab.native.library import library
 from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
 from gpt2lab.generation.weights import rounded
 from gpt2lab.hardware import torch_threads
@@ -238,7 +238,7 @@ def test_under_autocast_the_eager_step_writes() -> None:
 
 
 def test_a_new_switch_has_to_be_known_to_the_native_step() -> None:
-    """Whoever adds one teaches it to native.cpp, or lets unable() refuse it, and then adds its name here."""
+    """Whoever adds one teaches it to writing.cpp, or lets unable() refuse it, and then adds its name here."""
     sizes = {"vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"}
     position = {"position", "rope_theta", "rope_fraction"}
     attention = {"num_kv_heads", "window", "qk_norm", "sinks"}

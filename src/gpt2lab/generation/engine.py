@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import library
+from gpt2lab.native import library
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.settings import Step
 from gpt2lab.generation.step import Drawn, EagerStep, NativeStep, Text, unable

@@ -2,13 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.options import option
-from gpt2lab.runs.settings import LoadSettings
-
-Step = Literal["auto", "eager", "native"]
+from gpt2lab.runs.settings import LoadSettings, Step
 
 TEMPERATURE = 0.8  # of a run's texts; a model's own distribution, at 1, wanders more
 

@@ -1,7 +1,7 @@
 """A step: what all texts that are being written read and draw at once.
 
 The eager step is the model itself, operation by operation, and does everything: any device, any mechanism. The native
-step (``native.cpp``) computes what the built-in switches say, in one call for many tokens. Both read and write the same
+step (``writing.cpp``) computes what the built-in switches say, in one call for many tokens. Both read and write the same
 cache, so a text goes on with one where it was left by the other.
 """
 
@@ -43,7 +43,7 @@ _LONGEST_CALL = 0.008
 _ROUNDS = 4
 
 _BITS: dict[Weights, int] = {"float32": 32, "bfloat16": 16, "int8": 8}
-_ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as native.cpp numbers them
+_ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as writing.cpp numbers them
 
 
 class Text:
@@ -169,7 +169,7 @@ class EagerStep:
         return ids
 
 
-# The structures of native.cpp.
+# The structures of writing.cpp.
 _Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -207,7 +207,7 @@ _ROW = np.dtype(
     ]
 )
 
-# Modules whose arithmetic native.cpp has, and what it knows of mechanisms.
+# Modules whose arithmetic writing.cpp has, and what it knows of mechanisms.
 _OURS = (GPT2, GPT2Embeddings, TransformerBlock, MultiHeadAttention, FeedForward)
 _TORCHS = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.ModuleList)
 _CHANGES: tuple[type, ...] = (GroupQueryAttention, SlidingWindowAttention, QueryKeyNorm, AttentionSinks)
@@ -264,7 +264,7 @@ class NativeStep:
     Args:
         model: on the CPU, in float32 (:func:`unable` says what else).
         cache: whose rows are written to.
-        library: compiled from native.cpp.
+        library: compiled from writing.cpp.
         weights: precision in which the matrices are stored and read.
 
     Attributes:

@@ -291,7 +291,10 @@ class MultiHeadAttention(nn.Module):
             reading: what the layers share; None: a text from its beginning, without rotation.
             cache: this layer's memory of earlier tokens; the new ones are added to it.
         """
-        reading = reading or Reading()
+        return self.output(self.mix(x, reading or Reading(), cache))  # type: ignore[no-any-return]
+
+    def mix(self, x: Tensor, reading: Reading, cache: LayerCache | None = None) -> Tensor:
+        """What the heads have read, side by side, before it is projected back: (B, T, C) to (B, T, C)."""
         B, T, C = x.shape
         H, K, D = self.num_heads, self.num_kv_heads, self.head_dim
         qk, v = self.query_key_value(x).view(B, T, H + 2 * K, D).transpose(1, 2).split((H + K, K), dim=1)
@@ -313,4 +316,4 @@ class MultiHeadAttention(nn.Module):
             else:
                 y = self.mechanism.attend(q, k, v, chunk.q_pos, chunk.k_pos, chunk.seen(self.window))
         y = self.mechanism.after_attention(x, y)
-        return self.output(y.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+        return y.transpose(1, 2).reshape(B, T, C)

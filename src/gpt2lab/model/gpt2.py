@@ -19,7 +19,7 @@ from gpt2lab.config import GPT2Config, Sizes, Switches
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import main_memory
 from gpt2lab.manifests import replace_files
-from gpt2lab.model import saving
+from gpt2lab.model import fused, saving
 from gpt2lab.model.attention import Mechanism, Reading, describe_mechanism, is_mechanism, source_of
 from gpt2lab.model.block import TransformerBlock, layer_norm
 from gpt2lab.model.cache import Cached, Chunk, KeyValueCache
@@ -45,6 +45,9 @@ class GPT2(nn.Module):
     Args:
         attention: a user's own mechanism, a subclass of ScaledDotProductAttention, for every layer.
         seed: of the initial weights; None: torch's own (``torch.manual_seed``).
+
+    Attributes:
+        native: whether the native step (``model/fused.py``) does the training, as a trainer decides.
 
     Raises:
         InputError: sizes or switches that do not go together.
@@ -78,6 +81,7 @@ class GPT2(nn.Module):
         if not config.tie_embeddings and config.vocab_size > 0:
             self.lm_head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         self.seed = torch.initial_seed() if seed is None else seed
+        self.native = False
         self.init_weights(self.seed)
 
     @classmethod
@@ -205,6 +209,8 @@ class GPT2(nn.Module):
             )
         at = torch.arange(length, device=ids.device)[None] if positions is None else positions
         hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
+        if self.native and self.training and positions is None and torch.is_grad_enabled():
+            return fused.hidden(self, hidden, rotary)
         reading = Reading(positions, rotary, chunks)
         for layer, block in enumerate(self.blocks):
             hidden = block(hidden, reading, cache.layers[layer] if cache is not None else None)

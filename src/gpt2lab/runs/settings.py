@@ -21,6 +21,7 @@ OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "wsd", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "yes", "no"]
+Step = Literal["auto", "eager", "native"]
 Parallel = Literal["ddp", "fsdp"]
 Which = Literal["best", "last"]
 Weights = Literal["float32", "bfloat16", "int8"]
@@ -248,6 +249,13 @@ class TrainerConfig:
         on_resume=True,
         in_comparison="all",
     )
+    step: Step = option(
+        "auto",
+        'what computes a training step on a CPU: "native" (what lies between the matrix products is C++, which is '
+        'compiled once for this machine), "eager" (torch alone), or "auto": native where it can be had.',
+        on_resume=True,
+        in_comparison="all",
+    )
     device: str = option("auto", '"auto", "cpu", "cuda" or "mps".', on_resume=True, in_comparison="all")
     threads: int | None = option(
         None,
@@ -427,4 +435,5 @@ def read_recorded(path: Path) -> dict[str, Any]:
     verify_if_listed(path)
     found = given_options(SETTINGS, {name: v for name, v in values.items() if name != "init_from"}, str(path))
     found.pop("out", None)
+    found.setdefault("step", "eager")  # recorded before there was another one
     return found | given_options((StartSettings,), {n: v for n, v in values.items() if n == "init_from"}, str(path))

@@ -1,13 +1,18 @@
-"""What a training uses of the machine: its precision, and whether it is compiled. Chosen once, and printed."""
+"""What a training uses of the machine: its precision, what computes a step, and whether that is compiled. Chosen once,
+and printed."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 
+from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available, torch_threads
-from gpt2lab.runs.settings import Compile, Precision
+from gpt2lab.model import GPT2, fused
+from gpt2lab.native.library import library
+from gpt2lab.runs.settings import Compile, Precision, Step, TrainerConfig
 
 # Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
 # that we could measure (docs/recipe.md), so there it is only done when asked for.
@@ -86,3 +91,39 @@ def choose_compile(name: Compile, device: torch.device, seconds_at_peak: float) 
     if not compiler_available(device):
         return False, "no compiler is there: g++ and Python's headers on a CPU, Triton on CUDA"
     return True, "as asked" if name == "yes" else "a long run"
+
+
+def choose_step(config: TrainerConfig, model: GPT2, precision: torch.dtype, compiled: bool) -> tuple[bool, str]:
+    """Whether the native step trains, and why (not). Its library is built first, if it is not there yet.
+
+    Raises:
+        InputError: ``step="native"``, and it cannot.
+    """
+    if config.step == "eager":
+        return False, "as asked"
+    why = _why_eager(config, model, precision, compiled)
+    if why is None:
+        try:
+            library().wait()
+        except InputError as error:
+            why = str(error)
+    if why is not None and config.step == "native":
+        raise InputError(f"the native step cannot train here: {why}; --step auto takes the eager step then")
+    return why is None, "as asked" if config.step == "native" else why or "faster"
+
+
+def _why_eager(config: TrainerConfig, model: GPT2, precision: torch.dtype, compiled: bool) -> str | None:
+    if model.device.type != "cpu":
+        return f"on {model.device.type}"
+    if sys.platform != "linux":
+        return "the native one has only been tried on Linux"
+    if precision != torch.float32:
+        return f"in {str(precision).removeprefix('torch.')}"
+    for what, asked in {
+        "compiled": compiled,
+        "fsdp": config.parallel == "fsdp",
+        "activation checkpointing": config.activation_checkpointing,
+    }.items():
+        if asked:
+            return what
+    return fused.unable(model)

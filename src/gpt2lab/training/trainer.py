@@ -29,7 +29,7 @@ from gpt2lab.runs.records import Record, TrainingProgress
 from gpt2lab.runs.settings import TrainerConfig
 from gpt2lab.training.batches import Batch, Pair, training_batches, validation_batches
 from gpt2lab.training.checkpoint import CheckpointWriter, restore_training
-from gpt2lab.training.choices import choose_compile, choose_precision
+from gpt2lab.training.choices import choose_compile, choose_precision, choose_step
 from gpt2lab.training.metrics import MetricsFile, Sink
 from gpt2lab.training.optimizers import build_optimizers, learning_rate_scale
 from gpt2lab.training.processes import (
@@ -129,6 +129,7 @@ class Trainer:
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
+        self.native, self.why_native = choose_step(config, model, self.precision, self.compiled)
         self.wrapped = wrap(model, config, self.device, self.precision, idle=bool(self.idle))
         self.forward: Callable[..., Tensor] = torch.compile(self.wrapped) if self.compiled else self.wrapped
         if model.mechanism_class is not None and num_processes() > 1:  # the wrapper's backward pass, too
@@ -161,6 +162,7 @@ class Trainer:
         return (
             f"{self.device}{threads}{processes} · {str(self.precision).removeprefix('torch.')} · "
             f"{'' if self.compiled else 'not '}compiled ({self.why_compiled}) · "
+            f"{'native' if self.native else 'eager'} step ({self.why_native}) · "
             f"{self.model.num_parameters():,} parameters"
         )
 
@@ -168,7 +170,7 @@ class Trainer:
         """Compute the gradients of a batch as a step does, and leave no trace of it."""
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
-        with drawing(0):
+        with drawing(0), self._natively():
             with autocast(self.device, self.precision):
                 loss = self.wrapped(batch.x, batch.y, reduction="sum")
             loss.backward()
@@ -410,7 +412,7 @@ class Trainer:
             return None, tokens
         total = torch.zeros((), device=self.device)
         ddp = self.wrapped if isinstance(self.wrapped, DistributedDataParallel) else None
-        with self._windows_of_step():
+        with self._windows_of_step(), self._natively():
             for part in parts:
                 with nullcontext() if ddp is None or part is parts[-1] else ddp.no_sync():  # gradients travel once
                     with autocast(self.device, self.precision):
@@ -430,6 +432,15 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
+
+    @contextmanager
+    def _natively(self) -> Iterator[None]:
+        """The model trains with the native step meanwhile, if that was chosen; whoever else calls it finds it eager."""
+        self.model.native = self.native
+        try:
+            yield
+        finally:
+            self.model.native = False
 
     @contextmanager
     def _windows_of_step(self) -> Iterator[None]:

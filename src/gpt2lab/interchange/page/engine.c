@@ -3,7 +3,7 @@
 // The page makes room, puts settings, tables and weights there, calls begin(), and then step() for each token, and
 // attention() for what the token of the last step has looked at. Weights come as the file has them: a matrix as a factor
 // for each row and whole numbers of 8 bits, a vector as floats. begin() makes floats of them all, since computing with 8
-// bits is slower here. The same algorithm: generation/native.cpp.
+// bits is slower here. The same algorithm: native/writing.cpp.
 
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef int i4 __attribute__((vector_size(16)));

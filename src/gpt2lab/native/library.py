@@ -1,4 +1,4 @@
-"""The native step's library: built once on a machine, by its own C++ compiler, and kept in the cache folder."""
+"""The native steps' library: built once on a machine, by its own C++ compiler, and kept in the cache folder."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.files import locked_folder
 from gpt2lab.manifests import MANIFEST, replace_files, verify_files
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("writing.cpp", "training.cpp", "vectors.h")]
 # Not -ffast-math: linked with it, a library makes torch flush small numbers to 0, and it would not see a NaN.
 FLAGS = [
     *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -47,7 +47,8 @@ def default_folder() -> Path:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.findall(r"^(?:model name|flags|Features)\s*:.*", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
     processor = (platform.system(), platform.machine(), platform.processor(), *sorted(set(found)))
-    key = hashlib.sha256("\0".join((SOURCE.read_text(encoding="utf-8"), *FLAGS, *processor)).encode()).hexdigest()
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    key = hashlib.sha256("\0".join((*sources, *FLAGS, *processor)).encode()).hexdigest()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return caches / "gpt2lab" / f"native-{key[:16]}"
 
@@ -81,7 +82,8 @@ def build(folder: Path) -> None:
     command = compiler()
 
     def compiled(path: Path) -> None:
-        arguments = [*command, *FLAGS, str(SOURCE), "-o", str(path)]
+        compiled_ones = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+        arguments = [*command, *FLAGS, *compiled_ones, "-o", str(path)]
         done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=600, check=False)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2lab.errors import InputError
-from gpt2lab.generation import library
+from gpt2lab.native import library
 from tests.warm import warm_python
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def test_loading_it_changes_nothing_of_how_torch_computes() -> None:
     """A library that is linked with -ffast-math makes the thread that loads it flush small numbers to 0."""
     program = """
 import torch
-from gpt2lab.generation.library import library
+from gpt2lab.native.library import library
 def looks():
     small = torch.tensor([1e-40, 3e-39]) / 3
     return small.tolist(), (torch.tensor([float("nan")]) == float("nan")).item(), torch.get_num_threads()

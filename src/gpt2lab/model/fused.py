@@ -1,0 +1,219 @@
+"""The native training step: the blocks of a model, with what lies between their matrix products in C++.
+
+On a CPU a small model spends more time between its products than in them: LayerNorm, activations, rotation and
+attention are dozens of small operations, each of which reads and writes all tokens again. Here a block is four products
+and four operations, forward and backward (``native/training.cpp``). The modules stay the reference: they say what the
+operations have to compute, and compute it themselves in every other case.
+"""
+
+import ctypes
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from gpt2lab.model.attention import MultiHeadAttention, Reading, built_in_mechanism
+from gpt2lab.model.block import FeedForward, TransformerBlock
+from gpt2lab.model.embeddings import GPT2Embeddings, Rotary
+from gpt2lab.native.library import library
+
+if TYPE_CHECKING:
+    from gpt2lab.model.gpt2 import GPT2
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as vectors.h numbers them
+
+# With a longer window in a longer text, torch's own kernels are faster (docs/performance.md).
+LONGEST_WINDOW = 128
+LONGEST_TEXT = 256
+
+_Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(n, _Int) for n in ("batch", "length", "heads", "kv_heads", "head_dim", "window", "half_rotary")]
+
+
+@cache
+def _native() -> ctypes.CDLL:
+    """The library, with the types of what is called here; it was built before."""
+    loaded = library().wait()
+    for name, types in {
+        "activate": (*(_Int,) * 4, *(_Pointer,) * 3),
+        "activate_backward": (*(_Int,) * 4, *(_Pointer,) * 5),
+        "add_norm": (*(_Int,) * 3, *(_Pointer,) * 5, _Double, *(_Pointer,) * 4),
+        "add_norm_backward": (*(_Int,) * 3, *(_Pointer,) * 8),
+        "attend": (_Int, _Shape, *(_Pointer,) * 8),
+        "attend_backward": (_Int, _Shape, *(_Pointer,) * 9),
+    }.items():
+        function = getattr(loaded, f"gpt2lab_{name}")
+        function.argtypes, function.restype = types, None
+    loaded.gpt2lab_lanes.restype = _Int
+    return loaded
+
+
+def unable(model: "GPT2") -> str | None:
+    """Why the native step cannot train this model, or None."""
+    if model.config.dropout > 0:
+        return "it has dropout"
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
+            kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
+            return f"{name} is {kept}, not in float32 on the CPU"
+    return other_arithmetic(model)
+
+
+def other_arithmetic(model: "GPT2") -> str | None:
+    """The part of a model that is not the package's or torch's own, or has a hook, if there is any; but mechanisms."""
+    ours = (type(model), GPT2Embeddings, TransformerBlock, MultiHeadAttention, FeedForward)
+    torchs = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
+    for name, module in model.named_modules():
+        if ".mechanism" not in name and type(module) not in (*ours, *torchs):
+            return f"{name or 'the model'} is a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
+            return f"{name or 'the model'} has a hook"
+    return None
+
+
+def hidden(model: "GPT2", x: Tensor, rotary: Rotary | None) -> Tensor:
+    """What the blocks and the last LayerNorm make of embedded tokens, as :meth:`GPT2.hidden` does.
+
+    Args:
+        model: of which :func:`unable` says nothing.
+        x: embedded tokens, float32 (B, T, C).
+        rotary: (cos, sin) of the positions 0 .. T-1, or None.
+
+    Returns:
+        float32 (B, T, C), differentiable once.
+    """
+    B, T, C = x.shape
+    reading = Reading(rotary=rotary)
+    tables = None if rotary is None else _tables(rotary, T)
+    activation = ACTIVATIONS.index(model.config.activation)
+    following = [*(block.attention_norm for block in model.blocks[1:]), model.final_norm]
+    normed = model.blocks[0].attention_norm(x).view(B * T, C)
+    x = x.view(B * T, C)
+    for layer, (block, next_norm) in enumerate(zip(model.blocks, following, strict=True)):
+        attention, feed_forward = block.attention, block.feed_forward
+        window = min(attention.window or T, T)
+        built_in = type(attention.mechanism) is built_in_mechanism(model.config, layer)
+        if built_in and not model.config.qk_norm and (window <= LONGEST_WINDOW or T <= LONGEST_TEXT):
+            projection, sinks = attention.query_key_value, attention.mechanism.sinks
+            projected = F.linear(normed, projection.weight)  # (B·T, (H+2K)·D)
+            angles = tables if attention.rotates and tables is not None else (None, None)
+            shape = (B, T, attention.num_heads, attention.num_kv_heads, attention.head_dim, window)
+            y = _Attend.apply(projected, projection.bias, sinks, *angles, shape)  # type: ignore[no-untyped-call]
+        else:
+            y = attention.mix(normed.view(B, T, C), reading).view(B * T, C)
+        x, normed = _add_norm(x, y, attention.output, block.feed_forward_norm)
+        expanded = F.linear(normed, feed_forward.expand.weight)  # (B·T, F)
+        inner = _Activate.apply(expanded, feed_forward.expand.bias, activation)  # type: ignore[no-untyped-call]
+        x, normed = _add_norm(x, inner, feed_forward.contract, next_norm)
+    return normed.view(B, T, C)
+
+
+def _tables(rotary: Rotary, T: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines as the native step reads them: (R/2, T), with zeros up to a whole number of vectors."""
+    cos, sin = (F.pad(table[0, 0].T, (0, -T % _native().gpt2lab_lanes())).contiguous() for table in rotary)
+    return cos, sin
+
+
+def _add_norm(x: Tensor, y: Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """What a layer makes of y, added to x, and the LayerNorm of that: (N, C) each."""
+    product = F.linear(y, layer.weight)
+    return _AddNorm.apply(x, product, layer.bias, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _AddNorm(torch.autograd.Function):
+    """x + y + y_bias, and its LayerNorm (Ba et al. 2016, arXiv:1607.06450, eq. 4)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, y_bias: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        N, C = x.shape
+        added, normed, means, factors = torch.empty_like(x), torch.empty_like(x), x.new_empty(N), x.new_empty(N)
+        given = map(_address, (x, y, y_bias, weight, bias))
+        made = map(_address, (added, normed, means, factors))
+        _native().gpt2lab_add_norm(torch.get_num_threads(), N, C, *given, epsilon, *made)
+        ctx.save_for_backward(added, means, factors, weight)
+        ctx.biases = y_bias is not None, bias is not None
+        ctx.set_materialize_grads(False)
+        return added, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_added: Tensor | None, of_normed: Tensor) -> tuple[Tensor | None, ...]:
+        added, means, factors, weight = ctx.saved_tensors
+        of_added, of_normed = None if of_added is None else of_added.contiguous(), of_normed.contiguous()
+        of_x, of_parameters = torch.empty_like(added), added.new_empty(3, added.shape[1])
+        tensors = (added, means, factors, weight, of_normed, of_added, of_x, of_parameters)
+        _native().gpt2lab_add_norm_backward(torch.get_num_threads(), *added.shape, *map(_address, tensors))
+        of_weight, of_bias, of_y_bias = of_parameters
+        has_y_bias, has_bias = ctx.biases
+        return of_x, of_x, of_y_bias if has_y_bias else None, of_weight, of_bias if has_bias else None, None
+
+
+class _Activate(torch.autograd.Function):
+    """activation(x + bias)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, activation: int) -> Tensor:
+        y = torch.empty_like(x)
+        _native().gpt2lab_activate(torch.get_num_threads(), *x.shape, activation, *map(_address, (x, bias, y)))
+        ctx.save_for_backward(x, bias)
+        ctx.activation = activation
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        of_y, of_x, of_bias = of_y.contiguous(), torch.empty_like(x), None if bias is None else torch.empty_like(bias)
+        tensors = map(_address, (x, bias, of_y, of_x, of_bias))
+        _native().gpt2lab_activate_backward(torch.get_num_threads(), *x.shape, ctx.activation, *tensors)
+        return of_x, of_bias, None
+
+
+class _Attend(torch.autograd.Function):
+    """Attention of what was projected (and its bias): heads are cut out and rotated, and attend, with a window."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        shape: tuple[int, int, int, int, int, int],
+    ) -> Tensor:
+        B, T, H, K, D, _ = shape
+        lanes = _native().gpt2lab_lanes()
+        tokens = T + -T % lanes
+        turned = projected.new_empty(B, H + 2 * K, D, tokens + 2 * lanes)
+        denominators, y = projected.new_empty(B, H, tokens), projected.new_empty(B * T, H * D)
+        ctx.shape = _Shape(*shape, 0 if cos is None else len(cos))
+        tensors = (projected, bias, cos, sin, sinks, turned, denominators, y)
+        _native().gpt2lab_attend(torch.get_num_threads(), ctx.shape, *map(_address, tensors))
+        ctx.save_for_backward(turned, denominators, cos, sin, sinks)
+        ctx.has_bias = bias is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        sinks = ctx.saved_tensors[-1]
+        s, of_y = ctx.shape, of_y.contiguous()
+        of_projected = of_y.new_empty(s.batch * s.length, (s.heads + 2 * s.kv_heads) * s.head_dim)
+        of_bias = of_y.new_empty(of_projected.shape[1]) if ctx.has_bias else None
+        of_sinks = None if sinks is None else torch.empty_like(sinks)
+        tensors = (*ctx.saved_tensors, of_y, of_projected, of_bias, of_sinks)
+        _native().gpt2lab_attend_backward(torch.get_num_threads(), s, *map(_address, tensors))
+        return of_projected, of_bias, of_sinks, None, None, None

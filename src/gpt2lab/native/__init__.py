@@ -1,0 +1,1 @@
+"""What is written in C++, and compiled for this machine."""

@@ -1,0 +1,143 @@
+"""The native training step computes what the modules compute: against them in float64, whatever shapes and switches."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2lab.hardware import torch_threads
+from gpt2lab.model import GPT2
+from gpt2lab.model.attention import ScaledDotProductAttention
+from gpt2lab.model.fused import LONGEST_TEXT, LONGEST_WINDOW, unable
+
+
+@st.composite
+def models(draw: st.DrawFn) -> tuple[GPT2, int, int]:
+    """A model, a number of texts, and their length."""
+    heads, D, layers = draw(st.sampled_from([1, 2, 4, 6])), draw(st.integers(2, 20)), draw(st.integers(1, 2))
+    T = draw(st.integers(1, 40))
+    switches = {
+        "position": draw(st.sampled_from(["learned", "rope", "none"])),
+        "num_kv_heads": draw(st.sampled_from([k for k in (1, 2, 3, 6) if heads % k == 0])),
+        "window": draw(st.none() | st.integers(1, 50)),
+        "sinks": draw(st.booleans()),
+        "qk_norm": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from(["gelu_tanh", "gelu", "relu"])),
+        "tie_embeddings": draw(st.booleans()),
+    }
+    if switches["position"] == "rope":
+        D += D % 2
+    model = GPT2(7, T + draw(st.integers(0, 3)), heads * D, heads, draw(st.integers(1, 70)), layers, seed=1, **switches)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    with torch.no_grad():
+        for parameter in model.parameters():  # scores that differ, and biases and sinks that are not 0
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model, draw(st.integers(1, 3)), T
+
+
+def gradients(model: GPT2, ids: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = model(ids, targets)
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return loss.detach(), found
+
+
+def check(model: GPT2, B: int, T: int) -> None:
+    model.train()
+    ids, targets = torch.randint(0, 7, (2, B, T), generator=torch.Generator().manual_seed(5))
+    assert unable(model) is None
+    exact = GPT2.from_config(model.config, attention=model.mechanism_class).double()
+    exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
+    loss, right = gradients(exact, ids, targets)
+    eager_loss, eager = gradients(model, ids, targets)
+    model.native = True
+    native_loss, native = gradients(model, ids, targets)
+    torch.testing.assert_close(native_loss.double(), loss, rtol=2e-6, atol=1e-6)
+    assert native.keys() == eager.keys() == right.keys()
+    largest = max(gradient.abs().max() for gradient in right.values())
+    for name, gradient in native.items():
+        error = (gradient - right[name]).abs().max()
+        of_eager = (eager[name] - right[name]).abs().max()
+        assert error <= 4 * of_eager + 3e-6 * largest, name
+
+
+@given(models())
+def test_losses_and_gradients_are_those_of_the_modules_in_float64(drawn: tuple[GPT2, int, int]) -> None:
+    check(*drawn)
+
+
+@pytest.mark.parametrize(("T", "window"), [(LONGEST_TEXT, None), (LONGEST_TEXT + 9, LONGEST_WINDOW), (300, 200)])
+def test_long_texts_and_windows_on_both_sides_of_the_limits(T: int, window: int | None) -> None:
+    check(GPT2(7, T, 24, 2, 30, 2, window=window, position="rope", seed=0), 2, T)
+
+
+def test_the_first_tokens_with_very_low_scores() -> None:
+    """What is not seen has scores of 0, and must not be taken for the highest ones."""
+    model = GPT2(7, 20, 8, 1, 8, 1, position="none", seed=0)
+    with torch.no_grad():
+        model.blocks[0].attention.query_key_value.bias[:8] = 30.0
+        model.blocks[0].attention.query_key_value.bias[8:16] = -30.0
+    check(model, 1, 20)
+
+
+def test_a_mechanism_of_ones_own_attends_itself() -> None:
+    class Halved(ScaledDotProductAttention):
+        def after_attention(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return y / 2
+
+    check(GPT2(7, 12, 16, 2, 20, 2, attention=Halved, seed=0), 2, 12)
+
+
+def test_the_number_of_threads_changes_no_bit_of_what_the_step_itself_computes() -> None:
+    model = GPT2(7, 33, 24, 4, 50, 1, window=5, sinks=True, position="rope", num_kv_heads=2, seed=0)
+    model.native = True
+    ids = torch.randint(0, 7, (3, 33), generator=torch.Generator().manual_seed(0))
+    found = []
+    for number in (1, 2, 3):
+        with torch_threads(number):
+            found.append(gradients(model, ids, ids))
+    for loss, of in found[1:]:
+        torch.testing.assert_close(loss, found[0][0])
+        for name in ("blocks.0.feed_forward.expand.bias", "blocks.0.attention.query_key_value.bias"):
+            torch.testing.assert_close(of[name], found[0][1][name])
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """A step whose gradients are not finite is skipped, so they must not come back as numbers."""
+    model = GPT2(7, 12, 16, 2, 20, 2, seed=0)
+    with torch.no_grad():
+        model.blocks[0].attention.query_key_value.weight[0, 0] = float("nan")
+    model.native = True
+    loss, found = gradients(model, torch.zeros(1, 12, dtype=torch.int64), torch.zeros(1, 12, dtype=torch.int64))
+    assert loss.isnan()
+    assert found["blocks.0.feed_forward.expand.weight"].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (lambda model: model.double(), "embeddings.token.weight is in float64 on cpu, not in float32 on the CPU"),
+        (lambda model: model.blocks[1].register_forward_hook(lambda *_: None), "blocks.1 has a hook"),
+        (lambda model: setattr(model.blocks[0], "feed_forward", torch.nn.Identity()), "is a Identity"),
+    ],
+    ids=["precision", "hook", "module"],
+)
+def test_what_is_not_the_packages_own_arithmetic_is_left_to_the_modules(changed: object, why: str) -> None:
+    model = GPT2(7, 12, 16, 2, 20, 2, seed=0)
+    changed(model)  # type: ignore[operator]
+    assert why in str(unable(model))
+
+
+def test_dropout_is_left_to_the_modules() -> None:
+    assert unable(GPT2(7, 12, 16, 2, 20, 2, dropout=0.1)) == "it has dropout"
+
+
+def test_it_is_differentiable_once() -> None:
+    model = GPT2(7, 12, 16, 2, 20, 1, seed=0)
+    model.native = True
+    ids = torch.zeros(1, 12, dtype=torch.int64)
+    (gradient,) = torch.autograd.grad(model(ids, ids), [model.blocks[0].feed_forward.expand.weight], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
