@@ -15,11 +15,11 @@ from torch import Tensor
 from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.generation import Engine, Sampling, generate
-from gpt2lab.native.library import library
 from gpt2lab.generation.step import EagerStep, NativeStep, Text, unable
 from gpt2lab.generation.weights import rounded
 from gpt2lab.hardware import torch_threads
 from gpt2lab.model import GPT2, KeyValueCache, SlidingWindowAttention
+from gpt2lab.native.library import library
 from gpt2lab.runs.settings import Weights
 from tests.generation.test_engine import WAYS, finish
 from tests.generation.test_generate import SIZES, texts_and_models

@@ -11,10 +11,12 @@ from rich.console import Console
 
 import gpt2lab
 from gpt2lab.data import TokenDataset
+from gpt2lab.errors import InputError
 from gpt2lab.model.attention import Mechanism
+from gpt2lab.native.library import Library
 from gpt2lab.runs.records import Record
 from gpt2lab.runs.settings import RunSettings, TrainerConfig
-from gpt2lab.training import choices, run
+from gpt2lab.training import Trainer, choices, run
 from gpt2lab.training.choices import choose_threads
 from gpt2lab.training.randomness import generator_states
 from tests.training.conftest import MakeTrainer, tiny_model
@@ -186,3 +188,65 @@ def test_a_share_of_the_peak_is_told_only_if_it_can_be_one(
     slow_peak.cache_clear = lambda: None  # type: ignore[attr-defined]
     monkeypatch.setattr("gpt2lab.training.trainer.peak_flops", slow_peak)
     assert set(shares(1.0)) == {None}
+
+
+def native(trainer: Trainer) -> tuple[bool, str]:
+    return trainer.native, trainer.why_native
+
+
+def test_the_native_step_trains_where_it_can_and_says_why_not_elsewhere(
+    make_trainer: MakeTrainer, train_data: TokenDataset
+) -> None:
+    def make(**changes: object) -> Trainer:
+        return make_trainer(tiny_model(train_data.vocab_size), **changes)
+
+    assert native(make()) == (True, "faster")
+    assert "native step (faster)" in make().describe()
+    assert native(make(step="eager")) == (False, "as asked")
+    assert native(make(precision="bfloat16")) == (False, "in bfloat16")
+    assert native(make(activation_checkpointing=True)) == (False, "activation checkpointing")
+    assert native(make_trainer(tiny_model(train_data.vocab_size, dropout=0.1))) == (False, "dropout")
+    with pytest.raises(InputError, match="the native step cannot train here: in bfloat16; --step auto takes the eager"):
+        make(step="native", precision="bfloat16")
+
+
+def test_without_a_compiler_the_eager_step_trains(
+    make_trainer: MakeTrainer, train_data: TokenDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(choices, "library", lambda: Library(tmp_path / "native"))
+    trainer = make_trainer(tiny_model(train_data.vocab_size))
+    assert not trainer.native
+    assert trainer.why_native.startswith("there is no C++ compiler 'no-such-compiler'")
+
+
+def test_both_steps_train_alike_and_the_model_is_eager_again_afterwards(
+    make_trainer: MakeTrainer, train_data: TokenDataset
+) -> None:
+    losses: list[float | None] = []
+    for step in ("eager", "native"):
+        trainer = make_trainer(tiny_model(train_data.vocab_size), step=step, max_steps=20)
+        losses.append(trainer.train().validation_loss)
+        assert not trainer.model.native
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] != losses[0]  # they round differently, so both were at work
+
+
+def test_a_training_with_the_native_step_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    options = {**SMALL, "corpus": None, "text": tmp_path / "text.txt", "step": "native", "eval_every": 2}
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 90)
+    whole = gpt2lab.train(**options, out=tmp_path / "whole")
+    gpt2lab.train(**options | {"max_steps": 2, "final_tokens": 4 * 8 * 4}, out=tmp_path / "half")
+    gpt2lab.train(**options | {"final_tokens": 4 * 8 * 4}, out=tmp_path / "straight")
+    gone_on = gpt2lab.train(resume=tmp_path / "half", max_steps=4)
+    straight = gpt2lab.load(tmp_path / "straight", checkpoint="last")
+    for (name, there), here in zip(straight.model.named_parameters(), gone_on.model.parameters(), strict=True):
+        assert torch.equal(there, here), name
+    assert RunSettings.read(tmp_path / "half" / "config.yaml").training.step == "native"
+    assert whole.loss is not None
+
+
+def test_what_was_recorded_before_there_was_a_native_step_goes_on_with_the_eager_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("max_steps: 4\n")
+    assert RunSettings.read(path).training.step == "eager"

@@ -64,6 +64,8 @@ def prepare(folder: Path, settings: RunSettings, attention: Mechanism | None) ->
     old, new = RunSettings.read(path).to_dict(), settings.to_dict()  # what is new since has its default in both
     if attention is not None and "attention" in old:  # which is known by its hash, wherever it stands
         new["attention"] = old["attention"]
+    if new["step"] == "auto":  # either is right, and a cell goes on with the one that it was begun with
+        new["step"] = old["step"]
     changed = [f"{n} was {old.get(n)}, now {new.get(n)}" for n in {**old, **new} if old.get(n) != new.get(n)]
     if changed:
         raise InputError(

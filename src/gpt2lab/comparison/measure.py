@@ -18,10 +18,10 @@ from gpt2lab.evaluation.evaluate import Evaluation, evaluate
 from gpt2lab.generation import Sampling, generate
 from gpt2lab.generation.engine import common_step
 from gpt2lab.generation.generate import begin
-from gpt2lab.generation.settings import Step
 from gpt2lab.hardware import synchronise
 from gpt2lab.model import GPT2
 from gpt2lab.model.looking import Weights, looking
+from gpt2lab.runs.settings import Step
 from gpt2lab.training import Trainer
 
 # Beyond and below the trained context the loss is an estimate, from this many tokens at the start of the text.

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from gpt2lab.errors import InputError
-from gpt2lab.native import library
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.generation.settings import Step
 from gpt2lab.generation.step import Drawn, EagerStep, NativeStep, Text, unable
 from gpt2lab.model import GPT2, KeyValueCache
-from gpt2lab.runs.settings import Weights
+from gpt2lab.native import library
+from gpt2lab.runs.settings import Step, Weights
 
 
 class Token(NamedTuple):

@@ -10,9 +10,8 @@ from torch import Tensor
 from gpt2lab.errors import InputError
 from gpt2lab.generation.engine import Engine
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.generation.settings import Step
 from gpt2lab.model import GPT2
-from gpt2lab.runs.settings import Weights
+from gpt2lab.runs.settings import Step, Weights
 
 
 def generate(

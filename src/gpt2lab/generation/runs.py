@@ -16,14 +16,14 @@ from gpt2lab.generation.engine import check_step
 from gpt2lab.generation.generate import begin
 from gpt2lab.generation.generate import generate as generate_ids
 from gpt2lab.generation.sampling import Sampling
-from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings, Step
+from gpt2lab.generation.settings import TEMPERATURE, GenerateOptions, GenerateSettings
 from gpt2lab.generation.text import Decoder, usual_prompt
 from gpt2lab.hardware import choose_device
 from gpt2lab.model import GPT2
 from gpt2lab.options import given_options, method_taking, part
 from gpt2lab.runs.folder import load
 from gpt2lab.runs.mechanisms import load_attention
-from gpt2lab.runs.settings import RunSettings, Weights, Which
+from gpt2lab.runs.settings import RunSettings, Step, Weights, Which
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.options import option
 from gpt2lab.runs.settings import LoadSettings, Step

@@ -1,8 +1,8 @@
 """A step: what all texts that are being written read and draw at once.
 
 The eager step is the model itself, operation by operation, and does everything: any device, any mechanism. The native
-step (``writing.cpp``) computes what the built-in switches say, in one call for many tokens. Both read and write the same
-cache, so a text goes on with one where it was left by the other.
+step (``writing.cpp``) computes what the built-in switches say, in one call for many tokens. Both read and write the
+same cache, so a text goes on with one where it was left by the other.
 """
 
 import ctypes
@@ -22,17 +22,9 @@ from torch.utils.hooks import RemovableHandle
 
 from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling, log_probabilities, top_logprobs
-from gpt2lab.model import GPT2, KeyValueCache, MultiHeadAttention, TransformerBlock
-from gpt2lab.model.attention import (
-    AttentionSinks,
-    GroupQueryAttention,
-    QueryKeyNorm,
-    ScaledDotProductAttention,
-    SlidingWindowAttention,
-    built_in_mechanism,
-)
-from gpt2lab.model.block import FeedForward
-from gpt2lab.model.embeddings import GPT2Embeddings
+from gpt2lab.model import GPT2, KeyValueCache
+from gpt2lab.model.arithmetic import foreign
+from gpt2lab.model.fused import ACTIVATIONS
 from gpt2lab.runs.settings import Weights
 
 # A prompt is read in chunks, so that memory does not grow with its length.
@@ -43,7 +35,6 @@ _LONGEST_CALL = 0.008
 _ROUNDS = 4
 
 _BITS: dict[Weights, int] = {"float32": 32, "bfloat16": 16, "int8": 8}
-_ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as writing.cpp numbers them
 
 
 class Text:
@@ -207,31 +198,12 @@ _ROW = np.dtype(
     ]
 )
 
-# Modules whose arithmetic writing.cpp has, and what it knows of mechanisms.
-_OURS = (GPT2, GPT2Embeddings, TransformerBlock, MultiHeadAttention, FeedForward)
-_TORCHS = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Dropout, nn.ModuleList)
-_CHANGES: tuple[type, ...] = (GroupQueryAttention, SlidingWindowAttention, QueryKeyNorm, AttentionSinks)
-_CHANGES += (ScaledDotProductAttention, nn.Module, object)
-
 
 def unable(model: GPT2) -> str | None:
     """Why the native step cannot write with this model, or None."""
     if model.mechanism_class is not None:
         return f"the attention {model.mechanism_class.__name__} is not a built-in one, which only the eager step runs"
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
-            kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
-            return f"{name} is {kept}, and the native step takes float32 on the CPU: model.float().cpu()"
-    if model.config.activation not in _ACTIVATIONS:
-        return f"it has no activation {model.config.activation!r}"
-    mechanisms = {built_in_mechanism(model.config, layer) for layer in range(model.config.num_layers)}
-    known = [one for one in mechanisms if {*one.__mro__[len(one.__bases__) > 1 :]} <= {*_CHANGES}]  # one, or several
-    for name, module in model.named_modules():
-        if type(module) not in (*_OURS, *_TORCHS, *known):
-            return f"{name or 'the model'} is a {type(module).__name__}, which only the eager step runs"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'the model'} has a hook, which only the eager step calls"
-    return None
+    return foreign(model)
 
 
 class _Source:
@@ -307,7 +279,7 @@ class NativeStep:
             num_layers=config.num_layers,
             rows=rows,
             rotary_dim=config.rotary_dim if config.rotates else 0,
-            activation=_ACTIVATIONS.index(config.activation),
+            activation=ACTIVATIONS.index(config.activation),
             bits=_BITS[weights],
             threads=self._most_threads,
             theta=config.rope_theta,

@@ -7,21 +7,20 @@ operations have to compute, and compute it themselves in every other case.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from gpt2lab.model.attention import MultiHeadAttention, Reading, built_in_mechanism
-from gpt2lab.model.block import FeedForward, TransformerBlock
-from gpt2lab.model.embeddings import GPT2Embeddings, Rotary
+from gpt2lab.config import GPT2Config
+from gpt2lab.model.attention import Reading
+from gpt2lab.model.block import TransformerBlock
+from gpt2lab.model.embeddings import Rotary
 from gpt2lab.native.library import library
-
-if TYPE_CHECKING:
-    from gpt2lab.model.gpt2 import GPT2
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as vectors.h numbers them
 
@@ -54,34 +53,15 @@ def _native() -> ctypes.CDLL:
     return loaded
 
 
-def unable(model: "GPT2") -> str | None:
-    """Why the native step cannot train this model, or None."""
-    if model.config.dropout > 0:
-        return "it has dropout"
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
-            kept = f"in {str(parameter.dtype).removeprefix('torch.')} on {parameter.device.type}"
-            return f"{name} is {kept}, not in float32 on the CPU"
-    return other_arithmetic(model)
-
-
-def other_arithmetic(model: "GPT2") -> str | None:
-    """The part of a model that is not the package's or torch's own, or has a hook, if there is any; but mechanisms."""
-    ours = (type(model), GPT2Embeddings, TransformerBlock, MultiHeadAttention, FeedForward)
-    torchs = (nn.Embedding, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ModuleList)
-    for name, module in model.named_modules():
-        if ".mechanism" not in name and type(module) not in (*ours, *torchs):
-            return f"{name or 'the model'} is a {type(module).__name__}"
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
-            return f"{name or 'the model'} has a hook"
-    return None
-
-
-def hidden(model: "GPT2", x: Tensor, rotary: Rotary | None) -> Tensor:
+def hidden(
+    config: GPT2Config, blocks: Sequence[TransformerBlock], final_norm: nn.LayerNorm, x: Tensor, rotary: Rotary | None
+) -> Tensor:
     """What the blocks and the last LayerNorm make of embedded tokens, as :meth:`GPT2.hidden` does.
 
     Args:
-        model: of which :func:`unable` says nothing.
+        config: of a model without dropout, of which :func:`gpt2lab.model.arithmetic.foreign` says nothing.
+        blocks: of that model.
+        final_norm: likewise.
         x: embedded tokens, float32 (B, T, C).
         rotary: (cos, sin) of the positions 0 .. T-1, or None.
 
@@ -91,15 +71,15 @@ def hidden(model: "GPT2", x: Tensor, rotary: Rotary | None) -> Tensor:
     B, T, C = x.shape
     reading = Reading(rotary=rotary)
     tables = None if rotary is None else _tables(rotary, T)
-    activation = ACTIVATIONS.index(model.config.activation)
-    following = [*(block.attention_norm for block in model.blocks[1:]), model.final_norm]
-    normed = model.blocks[0].attention_norm(x).view(B * T, C)
+    activation = ACTIVATIONS.index(config.activation)
+    following = [*(block.attention_norm for block in blocks[1:]), final_norm]
+    normed = blocks[0].attention_norm(x).view(B * T, C)
     x = x.view(B * T, C)
-    for layer, (block, next_norm) in enumerate(zip(model.blocks, following, strict=True)):
+    for block, next_norm in zip(blocks, following, strict=True):
         attention, feed_forward = block.attention, block.feed_forward
         window = min(attention.window or T, T)
-        built_in = type(attention.mechanism) is built_in_mechanism(model.config, layer)
-        if built_in and not model.config.qk_norm and (window <= LONGEST_WINDOW or T <= LONGEST_TEXT):
+        built_in, short = config.attention is None, window <= LONGEST_WINDOW or T <= LONGEST_TEXT
+        if built_in and short and not config.qk_norm:
             projection, sinks = attention.query_key_value, attention.mechanism.sinks
             projected = F.linear(normed, projection.weight)  # (B·T, (H+2K)·D)
             angles = tables if attention.rotates and tables is not None else (None, None)
@@ -111,7 +91,8 @@ def hidden(model: "GPT2", x: Tensor, rotary: Rotary | None) -> Tensor:
         expanded = F.linear(normed, feed_forward.expand.weight)  # (B·T, F)
         inner = _Activate.apply(expanded, feed_forward.expand.bias, activation)  # type: ignore[no-untyped-call]
         x, normed = _add_norm(x, inner, feed_forward.contract, next_norm)
-    return normed.view(B, T, C)
+    result: Tensor = normed.view(B, T, C)
+    return result
 
 
 def _tables(rotary: Rotary, T: int) -> tuple[Tensor, Tensor]:

@@ -210,7 +210,7 @@ class GPT2(nn.Module):
         at = torch.arange(length, device=ids.device)[None] if positions is None else positions
         hidden, rotary = self.embeddings(ids, at)  # (B, T, C)
         if self.native and self.training and positions is None and torch.is_grad_enabled():
-            return fused.hidden(self, hidden, rotary)
+            return fused.hidden(self.config, self.blocks, self.final_norm, hidden, rotary)
         reading = Reading(positions, rotary, chunks)
         for layer, block in enumerate(self.blocks):
             hidden = block(hidden, reading, cache.layers[layer] if cache is not None else None)

@@ -10,9 +10,10 @@ import torch
 
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available, torch_threads
-from gpt2lab.model import GPT2, fused
+from gpt2lab.model import GPT2
+from gpt2lab.model.arithmetic import foreign
 from gpt2lab.native.library import library
-from gpt2lab.runs.settings import Compile, Precision, Step, TrainerConfig
+from gpt2lab.runs.settings import Compile, Precision, TrainerConfig
 
 # Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
 # that we could measure (docs/recipe.md), so there it is only done when asked for.
@@ -123,7 +124,8 @@ def _why_eager(config: TrainerConfig, model: GPT2, precision: torch.dtype, compi
         "compiled": compiled,
         "fsdp": config.parallel == "fsdp",
         "activation checkpointing": config.activation_checkpointing,
+        "dropout": model.config.dropout > 0,
     }.items():
         if asked:
             return what
-    return fused.unable(model)
+    return foreign(model)

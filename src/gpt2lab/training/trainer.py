@@ -129,7 +129,7 @@ class Trainer:
         windows = self.steps * config.batch_size * config.accumulation_steps
         work = 3 * model.flops_per_token() * model.config.max_seq_len * windows
         self.compiled, self.why_compiled = choose_compile(config.compile, self.device, work / self.peak)
-        self.native, self.why_native = choose_step(config, model, self.precision, self.compiled)
+        self._choose_step()
         self.wrapped = wrap(model, config, self.device, self.precision, idle=bool(self.idle))
         self.forward: Callable[..., Tensor] = torch.compile(self.wrapped) if self.compiled else self.wrapped
         if model.mechanism_class is not None and num_processes() > 1:  # the wrapper's backward pass, too
@@ -193,6 +193,7 @@ class Trainer:
         eval_every, eval_tokens = config.estimates(self.steps, self.model.config.max_seq_len)
         eval_every = 0 if self.test_dataset is None else eval_every
         stop = 0
+        self._choose_step()  # the model may have got a hook since, which the native one would not call
         if self.state.step == 0:
             if run is not None and checkpoints_of(run):
                 raise InputError(f"{run} already holds a run; restore() its last checkpoint, or choose another folder")
@@ -432,6 +433,9 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         return total.masked_fill(skip.to(total.device), math.nan), tokens
+
+    def _choose_step(self) -> None:
+        self.native, self.why_native = choose_step(self.config, self.model, self.precision, self.compiled)
 
     @contextmanager
     def _natively(self) -> Iterator[None]:
