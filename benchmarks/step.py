@@ -7,7 +7,8 @@ rounds. Peak: floating-point operations of the model's matrix products (counted 
 second, as a share of this machine's own 1024³ product in that precision, measured in the same round. Memory: what a
 step held at once beyond weights, gradients and optimiser state.
 
-* original: GPT-2 itself, of gpt2lab. modern: RoPE, shared key/value heads, a window.
+* original: GPT-2 itself, of gpt2lab. modern: RoPE, shared key/value heads, a window. Both with the eager step, and, in
+  float32 on a CPU without --compile, with the native one.
 * Transformers: GPT2LMHeadModel (SDPA) of the same shape. litgpt: its GPT of the same shape with LayerNorm, biases and
   GELU; its positions are rotary and its output layer is not tied. As far as these are installed.
 """
@@ -36,9 +37,10 @@ SIZES = {
 }
 
 
-def ours(variant: Variant) -> Callable[..., tuple[nn.Module, Callable[..., Tensor]]]:
+def ours(variant: Variant, native: bool = False) -> Callable[..., tuple[nn.Module, Callable[..., Tensor]]]:
     def make(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, Callable[..., Tensor]]:
         model = GPT2.from_config(GPT2Config(V, T, C, H, F_, L, **variant_switches(variant, T, H)))
+        model.native = native
         return model, lambda forward, x, y: forward(x, y)
 
     return make
@@ -65,7 +67,9 @@ def litgpt(V: int, T: int, C: int, H: int, F_: int, L: int) -> tuple[nn.Module, 
 
 CONTESTANTS = {
     "original": ours("original"),
+    "original, native": ours("original", native=True),
     "modern": ours("modern"),
+    "modern, native": ours("modern", native=True),
     "Transformers": transformers,
     "litgpt": litgpt,
 }
@@ -96,6 +100,8 @@ def main() -> None:
         steps: dict[str, Callable[[], None]] = {}
         models: dict[str, nn.Module] = {}
         for contestant, make in CONTESTANTS.items():
+            if contestant.endswith("native") and (options.compile or device.type != "cpu" or dtype != torch.float32):
+                continue
             try:
                 model, loss_of = make(*sizes)
             except ImportError:

@@ -126,6 +126,22 @@ void activate_backward(int64_t threads, int64_t N, int64_t F, const float *x, co
 
 // ---------------------------------------------------------------------------------------------------------- attention
 
+// Lane j of x[i] and lane i of x[j] change places: in halves of halves, down to single lanes.
+template <int HALF, int... I> inline void transpose(Vec (&x)[LANES], std::integer_sequence<int, I...> lanes) {
+    if constexpr (HALF > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            if (!(i & HALF)) {
+                const Vec a = x[i], b = x[i + HALF];
+                x[i] = PICK(a, b, I & HALF ? LANES + I - HALF : I);
+                x[i + HALF] = PICK(a, b, I & HALF ? LANES + I : I + HALF);
+            }
+        transpose<HALF / 2>(x, lanes);
+    }
+}
+
+inline void transpose(Vec (&x)[LANES]) { transpose<LANES / 2>(x, std::make_integer_sequence<int, LANES>()); }
+
 // Heads are turned: a row for each dimension, whose neighbours are tokens, with LANES zeros on both sides. So a vector
 // holds one dimension of many queries, or their scores of the keys that lie equally far back.
 struct Turned : Shape {
@@ -136,17 +152,31 @@ struct Turned : Shape {
     // One head of a text, whose first number is at `from`, in rows of so many.
     void turn(const float *from, int64_t stride, const float *bias, float *to) const {
         for (int64_t d = 0; d < head_dim; d++) {
-            std::fill_n(to + d * row, LANES, 0.0f);
-            std::fill(to + d * row + LANES + length, to + (d + 1) * row, 0.0f);
+            store(to + d * row, Vec{});
+            store(to + d * row + LANES + tokens, Vec{});
         }
-        for (int64_t t = 0; t < length; t++)
-            for (int64_t d = 0; d < head_dim; d++)
-                to[d * row + LANES + t] = from[t * stride + d] + (bias ? bias[d] : 0.0f);
+        for (int64_t d = 0; d < head_dim; d += LANES) {
+            const Vec more = load_any(bias, d, head_dim - d);
+            for (int64_t t = 0; t < tokens; t += LANES) {
+                Vec x[LANES] = {};
+                for (int64_t i = 0; i < std::min<int64_t>(LANES, length - t); i++)
+                    x[i] = load(from + (t + i) * stride + d, head_dim - d) + more;
+                transpose(x);
+                for (int64_t i = 0; i < std::min<int64_t>(LANES, head_dim - d); i++)
+                    store(to + (d + i) * row + LANES + t, x[i]);
+            }
+        }
     }
 
-    void turn_back(const float *from, float *to, int64_t stride) const {
-        for (int64_t t = 0; t < length; t++)
-            for (int64_t d = 0; d < head_dim; d++) to[t * stride + d] = from[d * row + LANES + t];
+    // The tokens from t on, whose dimensions are at `from`, so many numbers apart; `to` is of token 0.
+    void turn_back(const float *from, int64_t apart, int64_t t, float *to, int64_t stride) const {
+        for (int64_t d = 0; d < head_dim; d += LANES) {
+            Vec x[LANES] = {};
+            for (int64_t i = 0; i < std::min<int64_t>(LANES, head_dim - d); i++) x[i] = load(from + (d + i) * apart);
+            transpose(x);
+            for (int64_t i = 0; i < std::min<int64_t>(LANES, length - t); i++)
+                store(to + (t + i) * stride + d, x[i], head_dim - d);
+        }
     }
 
     // By the angles whose cosines and sines are given, (half_rotary, tokens); forwards 1, or back -1.
@@ -322,9 +352,7 @@ void gpt2lab_attend(int64_t threads, Shape shape, const float *projected, const 
                 }
                 store(denominators + (b * s.heads + h) * s.tokens + t, highest + log(total));
                 s.weighted(p, LANES, v + LANES + t, -1, n, [&](int64_t d, Vec x) { store(result + d * LANES, x / total); });
-                for (int64_t i = 0; i < std::min<int64_t>(LANES, s.length - t); i++)
-                    for (int64_t d = 0; d < D; d++)
-                        y[(b * s.length + t + i) * s.width + h * D + d] = result[d * LANES + i];
+                s.turn_back(result, LANES, t, y + b * s.length * s.width + h * D, s.width);
             }
         }
     });
@@ -348,7 +376,9 @@ void gpt2lab_attend_backward(int64_t threads, Shape shape, const float *turned, 
         float *ds = p + s.window * s.row, *now = ds + s.window * s.row, *dp = now + s.window * LANES;
         const auto give = [&](float *from, int64_t h, bool rotated) {
             if (cos && rotated) s.rotate(from, cos, sin, -1);
-            s.turn_back(from, of_projected + b * s.length * s.projected + h * D, s.projected);
+            float *to = of_projected + b * s.length * s.projected + h * D;
+            for (int64_t t = 0; t < s.tokens; t += LANES)
+                s.turn_back(from + LANES + t, s.row, t, to, s.projected);
             for (int64_t d = 0; d < D; d++) {
                 Vec total{};
                 for (int64_t t = 0; t < s.length; t += LANES)
