@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import filelock
 import pytest
@@ -25,7 +26,7 @@ import torch
 from hypothesis import register_random, settings
 
 from gpt2lab.errors import InputError
-from gpt2lab.native.library import build, default_folder
+from gpt2lab.native.library import Name, build, default_folder
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a job that a shell started in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile the native step before the tests, so that none sees that happen but those that make it happen."""
     if not hasattr(config, "workerinput"):
         with suppress(InputError):  # without a compiler its own tests fail
-            build(default_folder())
+            for name in get_args(Name):
+                build(name, default_folder(name))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

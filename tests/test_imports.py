@@ -24,7 +24,7 @@ FLOORS = [
     ["evaluation"],
     ["interchange", "training"],
     ["planning", "comparison", "retrofit", "serving"],
-    ["cli"],
+    ["cli", "worker"],
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

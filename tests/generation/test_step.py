@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the context of")
 
 
 def native_step(model: GPT2, cache: KeyValueCache, weights: Weights = "float32") -> NativeStep:
-    return NativeStep(model, cache, library().wait(), weights)
+    return NativeStep(model, cache, library("writing").wait(), weights)
 
 
 def read(model: GPT2, step: EagerStep, text: Text) -> None:

@@ -214,7 +214,7 @@ def test_without_a_compiler_the_eager_step_trains(
     make_trainer: MakeTrainer, train_data: TokenDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(choices, "library", lambda: Library(tmp_path / "native"))
+    monkeypatch.setattr(choices, "library", lambda name: Library(name, tmp_path / "native"))
     trainer = make_trainer(tiny_model(train_data.vocab_size))
     assert not trainer.native
     assert trainer.why_native.startswith("there is no C++ compiler 'no-such-compiler'")

@@ -276,8 +276,9 @@ def train_cold(text: Path, recipe: Mapping[str, Any], seed: int, arm: str) -> At
     """Train in a process of its own that finds nothing in any cache."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "GPT2LAB_CACHE": f"{folder}/cache", "COLUMNS": "200"}
+        caches["XDG_CACHE_HOME"] = f"{folder}/cache"  # of the native step, which is compiled again
         options = {"text": str(text), **CONDITIONS, **recipe, "seed": seed, "out": f"{folder}/run"}
-        command = [sys.executable, "-u", "-m", "gpt2lab.training.run", json.dumps(options)]
+        command = [sys.executable, "-u", "-m", "gpt2lab.worker", json.dumps(options)]
         seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches)
         loss = exact_loss(Path(folder) / "run")
         assert loss is not None  # the recipe has a validation part

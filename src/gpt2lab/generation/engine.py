@@ -12,7 +12,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.generation.sampling import Sampling
 from gpt2lab.generation.step import Drawn, EagerStep, NativeStep, Text, unable
 from gpt2lab.model import GPT2, KeyValueCache
-from gpt2lab.native import library
+from gpt2lab.native.library import library
 from gpt2lab.runs.settings import Step, Weights
 
 
@@ -78,7 +78,7 @@ class Engine:
         self._eager = EagerStep(model, self._cache)
         self._native: NativeStep | None = None
         if self._asked == "native":
-            self._native = NativeStep(model, self._cache, library.library().wait(), self._weights)
+            self._native = NativeStep(model, self._cache, library("writing").wait(), self._weights)
         self._texts: list[Text] = []  # in the order of their rows in the cache, without gaps
         self._added = 0
         self._dropped = False
@@ -196,7 +196,7 @@ class Engine:
             return None
         if self._native is None or not self._native.source.is_the_same():
             self._native = None
-            if unable(self.model) is None and (built := library.library().now()) is not None:
+            if unable(self.model) is None and (built := library("writing").now()) is not None:
                 self._native = NativeStep(self.model, self._cache, built, self._weights)
             elif self._asked == "native":
                 check_step(self.model, self._asked, None)
@@ -260,6 +260,6 @@ def common_step(models: Iterable[GPT2], compiling: bool = True) -> Step:
         compiling: whether the native step may be compiled for it, which takes seconds; else it counts if it is there.
     """
     with suppress(InputError):
-        if not any(map(unable, models)) and (library.library().wait() if compiling else library.library().there()):
+        if not any(map(unable, models)) and (library("writing").wait() if compiling else library("writing").there()):
             return "native"
     return "eager"

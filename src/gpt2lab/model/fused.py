@@ -38,7 +38,7 @@ class _Shape(ctypes.Structure):
 @cache
 def _native() -> ctypes.CDLL:
     """The library, with the types of what is called here; it was built before."""
-    loaded = library().wait()
+    loaded = library("training").wait()
     for name, types in {
         "activate": (*(_Int,) * 4, *(_Pointer,) * 3),
         "activate_backward": (*(_Int,) * 4, *(_Pointer,) * 5),

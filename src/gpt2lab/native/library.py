@@ -1,4 +1,4 @@
-"""The native steps' library: built once on a machine, by its own C++ compiler, and kept in the cache folder."""
+"""The native steps' libraries: built once on a machine, by its own C++ compiler, and kept in the cache folder."""
 
 import contextlib
 import ctypes
@@ -14,15 +14,20 @@ import threading
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 from gpt2lab.errors import InputError
 from gpt2lab.files import locked_folder
 from gpt2lab.manifests import MANIFEST, replace_files, verify_files
 
-SOURCES = [Path(__file__).with_name(name) for name in ("writing.cpp", "training.cpp", "vectors.h")]
+Name = Literal["writing", "training"]  # of a native step, and of its source
+
+HERE = Path(__file__).parent
+# A training waits for its library, which takes the compiler half as long so, and is as fast.
+OPTIMISED: dict[Name, str] = {"writing": "-O3", "training": "-O2"}
 # Not -ffast-math: linked with it, a library makes torch flush small numbers to 0, and it would not see a NaN.
 FLAGS = [
-    *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+    *("-std=c++20", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
     *("-fPIC", "-shared", "-pthread"),
 ]
@@ -42,15 +47,15 @@ def compiler() -> list[str]:
 
 
 @cache
-def default_folder() -> Path:
+def default_folder(name: Name) -> Path:
     """Where this machine's library is kept: under a hash of its source, the flags and the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     found = re.findall(r"^(?:model name|flags|Features)\s*:.*", cpuinfo.read_text() if cpuinfo.exists() else "", re.M)
     processor = (platform.system(), platform.machine(), platform.processor(), *sorted(set(found)))
-    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
-    key = hashlib.sha256("\0".join((*sources, *FLAGS, *processor)).encode()).hexdigest()
+    sources = [(HERE / source).read_text(encoding="utf-8") for source in (f"{name}.cpp", "vectors.h")]
+    key = hashlib.sha256("\0".join((*sources, OPTIMISED[name], *FLAGS, *processor)).encode()).hexdigest()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "gpt2lab" / f"native-{key[:16]}"
+    return caches / "gpt2lab" / f"native-{name}-{key[:16]}"
 
 
 def read(folder: Path) -> ctypes.CDLL | None:
@@ -73,7 +78,7 @@ def read(folder: Path) -> ctypes.CDLL | None:
     return None
 
 
-def build(folder: Path) -> None:
+def build(name: Name, folder: Path) -> None:
     """Compile the library into a folder, unless another process does it now or has done it.
 
     Raises:
@@ -82,8 +87,7 @@ def build(folder: Path) -> None:
     command = compiler()
 
     def compiled(path: Path) -> None:
-        compiled_ones = [str(source) for source in SOURCES if source.suffix == ".cpp"]
-        arguments = [*command, *FLAGS, *compiled_ones, "-o", str(path)]
+        arguments = [*command, OPTIMISED[name], *FLAGS, str(HERE / f"{name}.cpp"), "-o", str(path)]
         done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=600, check=False)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
@@ -104,11 +108,12 @@ class Library:
     """The library of a folder, which is built when it is first asked for.
 
     Args:
+        name: of the step.
         folder: where it is, or will be.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, name: Name, folder: Path) -> None:
+        self.name, self.folder = name, folder
         self._loaded: ctypes.CDLL | None = None
         self._failed: str | None = None
         self._building: threading.Thread | None = None
@@ -123,12 +128,25 @@ class Library:
         if self._loaded is None and self._failed is None and not (self._building and self._building.is_alive()):
             try:
                 if self.there() is None:
+                    if self._building is None:
+                        warnings.warn(
+                            f"{compiler()[0]} compiles the native step for this machine, once; until it is there, the "
+                            "eager step writes, which is slower",
+                            stacklevel=2,
+                        )
                     self._begin()
             except InputError as error:
                 self._failed = str(error)
             if self._failed is not None:
                 warnings.warn(f"the eager step writes, which is slower: {self._failed}", stacklevel=2)
         return self._loaded
+
+    def prepare(self) -> None:
+        """Let a process of its own build it, if it is not there, so that :meth:`wait` need not wait as long."""
+        with contextlib.suppress(InputError):
+            compiler()
+            if self.there() is None:
+                self._begin()
 
     def wait(self) -> ctypes.CDLL:
         """The library; it is built first if need be.
@@ -137,7 +155,7 @@ class Library:
             InputError: it cannot be had here.
         """
         if self.there() is None:
-            build(self.folder)
+            build(self.name, self.folder)
         if (loaded := self.there()) is None:
             raise InputError(f"the library in {self.folder} cannot be loaded")
         return loaded
@@ -155,13 +173,8 @@ class Library:
     def _begin(self) -> None:
         if self._building is not None:
             raise InputError(self._said or f"the library in {self.folder} cannot be loaded")
-        warnings.warn(
-            f"{compiler()[0]} compiles the native step for this machine, once; until it is there, the eager step "
-            "writes, which is slower",
-            stacklevel=3,
-        )
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self.folder)],
+            [sys.executable, "-m", __name__, self.name, str(self.folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -176,13 +189,14 @@ class Library:
 
 
 @cache
-def library() -> Library:
+def library(name: Name) -> Library:
     """The one of this machine."""
-    return Library(default_folder())
+    return Library(name, default_folder(name))
 
 
 if __name__ == "__main__":
     try:
-        build(Path(sys.argv[1]))
+        (asked,) = (name for name in get_args(Name) if name == sys.argv[1])
+        build(asked, Path(sys.argv[2]))
     except InputError as reason:
         sys.exit(str(reason))

@@ -105,7 +105,7 @@ def choose_step(config: TrainerConfig, model: GPT2, precision: torch.dtype, comp
     why = _why_eager(config, model, precision, compiled)
     if why is None:
         try:
-            library().wait()
+            library("training").wait()
         except InputError as error:
             why = str(error)
     if why is not None and config.step == "native":

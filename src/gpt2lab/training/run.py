@@ -1,7 +1,4 @@
-"""A training from its settings to a finished run folder: :func:`train`, and the processes that share it.
-
-``python -m gpt2lab.training.run OPTIONS``, with options as JSON, is one of those processes, or a training of its own.
-"""
+"""A training from its settings to a finished run folder: :func:`train`, and the processes that share it."""
 
 import datetime
 import functools
@@ -12,7 +9,6 @@ import re
 import secrets
 import shlex
 import signal
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -28,7 +24,7 @@ from gpt2lab.config import GPT2Config, random_architecture, variant_switches
 from gpt2lab.data import Tokenizer, load_tokenizer
 from gpt2lab.data.corpora import Split
 from gpt2lab.data.text import Text
-from gpt2lab.errors import InputError, TrainingError, tell
+from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import atomic_write, locked_folder, sweep
 from gpt2lab.generation import generate
 from gpt2lab.generation.engine import common_step
@@ -166,7 +162,7 @@ def launch(options: Mapping[str, Any]) -> int:
     if isinstance(options.get("attention"), type):
         raise InputError('several processes load your attention from its file; give it as "file.py:ClassName"')
     told = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    return processes.launch(options["processes"], "-m", __name__, json.dumps(told))
+    return processes.launch(options["processes"], "-m", "gpt2lab.worker", json.dumps(told))
 
 
 def _launched(options: dict[str, Any]) -> Run:
@@ -392,19 +388,3 @@ def _again(run: Path, attention: str | type | None) -> str:
     """A run as commands have to name it."""
     spec = spell_attention(attention)
     return shlex.quote(str(run)) + ("" if spec is None else f" --attention {shlex.quote(spec)}")
-
-
-def _work() -> int:
-    """What one of several processes does; returns the exit code."""
-    options = json.loads(sys.argv[1])
-    try:
-        run = train(**options)
-    except Exception as error:
-        return tell(error)
-    if os.environ.get("RANK", "0") == "0":
-        plain_console().print(ended(run, options.get("attention")))
-    return 0 if run.stopped_by is None else 128 + run.stopped_by
-
-
-if __name__ == "__main__":
-    sys.exit(_work())
