@@ -8,8 +8,9 @@ ratios within a round. Extra memory is the most that a forward + backward held a
 
 * kernels: `attend` with a window, torch's SDPA with a dense T×T mask, torch's SDPA over everything earlier,
   FlexAttention (compiled; on a CPU it has no backward).
-* layers, projections and RoPE included: `MultiHeadAttention` against Starcoder2's and Mistral's of Transformers (their
-  windows are masks), and x-transformers' (full: it has no window), as far as these are installed.
+* layers, projections and RoPE included: `MultiHeadAttention` against itself with the native training step (float32 on a
+  CPU), Starcoder2's and Mistral's of Transformers (their windows are masks), and x-transformers' (full: it has no
+  window), as far as these are installed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from gpt2lab.config import GPT2Config
 from gpt2lab.hardware import choose_device, describe_machine
-from gpt2lab.model import attend
+from gpt2lab.model import attend, fused
 from gpt2lab.model.attention import MultiHeadAttention, Reading
 from gpt2lab.model.embeddings import rotary_tables
 from timing import extra_memory, seconds
@@ -66,6 +67,10 @@ def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> 
     reading = Reading(rotary=rotary_tables(torch.arange(T, device=device)[None], HEAD_DIM, 10_000.0, dtype))
     ours = MultiHeadAttention(config, 0).to(device, dtype)
     found: dict[str, Contestant] = {"ours": partial(ours, reading=reading)}
+    if device.type == "cpu" and dtype == torch.float32:
+        assert reading.rotary is not None
+        tables = fused.turned_tables(reading.rotary)
+        found["native"] = lambda x: ours.output(fused.mix(ours, x[0], tables, 1))[None]
     if T > PEERS_UP_TO:
         return found
     try:

@@ -238,7 +238,7 @@ def test_under_autocast_the_eager_step_writes() -> None:
 
 
 def test_a_new_switch_has_to_be_known_to_the_native_step() -> None:
-    """Whoever adds one teaches it to writing.cpp, or lets unable() refuse it, and then adds its name here."""
+    """Whoever adds one teaches it to writing.cpp and fused.py, or lets foreign() refuse it, and adds its name here."""
     sizes = {"vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"}
     position = {"position", "rope_theta", "rope_fraction"}
     attention = {"num_kv_heads", "window", "qk_norm", "sinks"}

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gpt2lab.config import GPT2Config
-from gpt2lab.model.attention import Reading
+from gpt2lab.model.attention import MultiHeadAttention, Reading
 from gpt2lab.model.block import TransformerBlock
 from gpt2lab.model.embeddings import Rotary
 from gpt2lab.native.library import library
@@ -70,21 +70,16 @@ def hidden(
     """
     B, T, C = x.shape
     reading = Reading(rotary=rotary)
-    tables = None if rotary is None else _tables(rotary, T)
+    tables = None if rotary is None else turned_tables(rotary)
     activation = ACTIVATIONS.index(config.activation)
     following = [*(block.attention_norm for block in blocks[1:]), final_norm]
     normed = blocks[0].attention_norm(x).view(B * T, C)
     x = x.view(B * T, C)
     for block, next_norm in zip(blocks, following, strict=True):
         attention, feed_forward = block.attention, block.feed_forward
-        window = min(attention.window or T, T)
-        built_in, short = config.attention is None, window <= LONGEST_WINDOW or T <= LONGEST_TEXT
-        if built_in and short and not config.qk_norm:
-            projection, sinks = attention.query_key_value, attention.mechanism.sinks
-            projected = F.linear(normed, projection.weight)  # (B·T, (H+2K)·D)
-            angles = tables if attention.rotates and tables is not None else (None, None)
-            shape = (B, T, attention.num_heads, attention.num_kv_heads, attention.head_dim, window)
-            y = _Attend.apply(projected, projection.bias, sinks, *angles, shape)  # type: ignore[no-untyped-call]
+        short = min(attention.window or T, T) <= LONGEST_WINDOW or T <= LONGEST_TEXT
+        if config.attention is None and short and not config.qk_norm:
+            y = mix(attention, normed, tables, B)
         else:
             y = attention.mix(normed.view(B, T, C), reading).view(B * T, C)
         x, normed = _add_norm(x, y, attention.output, block.feed_forward_norm)
@@ -95,9 +90,25 @@ def hidden(
     return result
 
 
-def _tables(rotary: Rotary, T: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines as the native step reads them: (R/2, T), with zeros up to a whole number of vectors."""
-    cos, sin = (F.pad(table[0, 0].T, (0, -T % _native().gpt2lab_lanes())).contiguous() for table in rotary)
+def mix(attention: MultiHeadAttention, x: Tensor, tables: Rotary | None, batch: int) -> Tensor:
+    """What :meth:`MultiHeadAttention.mix` does with a built-in mechanism (but qk_norm): (N, C) to (N, C).
+
+    Args:
+        attention: the layer.
+        x: the tokens of some texts, one text after the other, float32 (B·T, C).
+        tables: of :func:`turned_tables`, or None.
+        batch: how many texts, B.
+    """
+    T, projection = len(x) // batch, attention.query_key_value
+    angles = tables if attention.rotates and tables is not None else (None, None)
+    shape = (batch, T, attention.num_heads, attention.num_kv_heads, attention.head_dim, min(attention.window or T, T))
+    projected = F.linear(x, projection.weight)  # (B·T, (H+2K)·D)
+    return _Attend.apply(projected, projection.bias, attention.mechanism.sinks, *angles, shape)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def turned_tables(rotary: Rotary) -> Rotary:
+    """The tables of positions 0 .. T-1, (1, 1, T, R/2), as :func:`mix` takes them: (R/2, T), up to full vectors."""
+    cos, sin = (F.pad(table[0, 0].T, (0, -table.shape[2] % _native().gpt2lab_lanes())).contiguous() for table in rotary)
     return cos, sin
 
 
