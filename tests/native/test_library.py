@@ -151,3 +151,15 @@ def test_a_sample_of_the_steps_tests_passes_with_sanitizers(tmp_path: Path) -> N
 @pytest.mark.long
 def test_all_of_the_steps_tests_pass_with_sanitizers(tmp_path: Path) -> None:
     sanitized(tmp_path, "tests/generation/test_step.py")
+
+
+def test_the_first_training_compiles_its_library_and_uses_it(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question\n" * 60)
+    sizes = ["--embed-dim", "16", "--num-heads", "2", "--num-layers", "1", "--context-size", "8", "--max-steps", "2"]
+    command = [sys.executable, "-m", "gpt2lab", "train", "--text", str(text), "--out", str(tmp_path / "run"), *sizes]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "COLUMNS": "200"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "native step (faster)" in done.stdout
+    assert len(list(tmp_path.glob("gpt2lab/native-training-*/native.so"))) == 1
