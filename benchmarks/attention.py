@@ -69,8 +69,8 @@ def layers(T: int, W: int, K: int, device: torch.device, dtype: torch.dtype) -> 
     found: dict[str, Contestant] = {"ours": partial(ours, reading=reading)}
     if device.type == "cpu" and dtype == torch.float32:
         assert reading.rotary is not None
-        tables = fused.turned_tables(reading.rotary)
-        found["native"] = lambda x: ours.output(fused.mix(ours, x[0], tables, 1))[None]
+        turned = fused.turned_tables(reading.rotary)
+        found["native"] = lambda x: ours.output(fused.mix(ours, x[0], turned, 1))[None]
     if T > PEERS_UP_TO:
         return found
     try:

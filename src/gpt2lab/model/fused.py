@@ -25,7 +25,7 @@ from gpt2lab.native.library import library
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as vectors.h numbers them
 
 # With a longer window in a longer text, torch's own kernels are faster (docs/performance.md).
-LONGEST_WINDOW = 128
+LONGEST_WINDOW = 64
 LONGEST_TEXT = 256
 
 _Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
