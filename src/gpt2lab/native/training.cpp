@@ -60,7 +60,8 @@ template <class Job> void each_token(int64_t threads, int64_t N, const Job &job)
 // Sums of n numbers over some pieces, (pieces, n).
 void add_up(const std::vector<float> &pieces, int64_t n, float *sums) {
     std::fill_n(sums, n, 0.0f);
-    for (size_t i = 0; i < pieces.size(); i++) sums[i % n] += pieces[i];
+    for (size_t first = 0; first < pieces.size(); first += n)
+        for (int64_t i = 0; i < n; i++) sums[i] += pieces[first + i];
 }
 
 // ------------------------------------------------------------------------------------------------------- ends of rows
