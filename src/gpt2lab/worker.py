@@ -5,14 +5,13 @@ import os
 import sys
 
 from gpt2lab.errors import tell
-from gpt2lab.native.library import library
+from gpt2lab.native.library import prepare_training
 
 
 def main() -> int:
     """Train; returns the exit code."""
     options = json.loads(sys.argv[1])
-    if options.get("step") != "eager":
-        library("training").prepare()  # while torch is imported
+    prepare_training(options.get("step"))
     from gpt2lab.progress import plain_console
     from gpt2lab.training.run import ended, train
 

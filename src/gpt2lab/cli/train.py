@@ -6,7 +6,7 @@ from typing import Any
 from gpt2lab.cli.options import given, with_flags
 from gpt2lab.cli.screen import console
 from gpt2lab.config import variant_switches
-from gpt2lab.native.library import library
+from gpt2lab.native.library import prepare_training
 from gpt2lab.runs.settings import DataSettings, ModelSettings, StartSettings, TrainerConfig
 
 GROUPS = {"Run": StartSettings, "Model": ModelSettings, "Text": DataSettings, "Training": TrainerConfig}
@@ -19,11 +19,11 @@ def train(*, options: object = None) -> int:
     With no option at all it trains the modern variant (RoPE + grouped queries + sliding window) on Shakespeare.
     Ctrl-C saves a checkpoint and says how to go on.
     """
-    library("training").prepare()  # while torch is imported
+    asked: dict[str, Any] = given(options)
+    prepare_training(asked.get("step"))
     from gpt2lab.training.run import ended, launch
     from gpt2lab.training.run import train as train_model
 
-    asked: dict[str, Any] = given(options)
     if "processes" in asked and "RANK" not in os.environ:
         return launch(asked)
     run = train_model(**asked)

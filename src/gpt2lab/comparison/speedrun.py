@@ -275,11 +275,10 @@ def check_record(path: str | Path, text: str | Path | None = None) -> list[Check
 def train_cold(text: Path, recipe: Mapping[str, Any], seed: int, arm: str) -> Attempt:
     """Train in a process of its own that finds nothing in any cache."""
     with tempfile.TemporaryDirectory() as folder:
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "GPT2LAB_CACHE": f"{folder}/cache", "COLUMNS": "200"}
-        caches["XDG_CACHE_HOME"] = f"{folder}/cache"  # of the native step, which is compiled again
+        caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "GPT2LAB_CACHE", "XDG_CACHE_HOME"), f"{folder}/cache")
         options = {"text": str(text), **CONDITIONS, **recipe, "seed": seed, "out": f"{folder}/run"}
         command = [sys.executable, "-u", "-m", "gpt2lab.worker", json.dumps(options)]
-        seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches)
+        seconds, _ = seconds_until(r"^step +(\d+)/\1 .* val ", command, os.environ | caches | {"COLUMNS": "200"})
         loss = exact_loss(Path(folder) / "run")
         assert loss is not None  # the recipe has a validation part
         return Attempt(arm, seed, seconds, loss)

@@ -25,6 +25,7 @@ from gpt2lab.generation.sampling import NOT_NUMBERS, Sampling, log_probabilities
 from gpt2lab.model import GPT2, KeyValueCache
 from gpt2lab.model.arithmetic import foreign
 from gpt2lab.model.fused import ACTIVATIONS
+from gpt2lab.native.calling import Double, Int, Pointer, address
 from gpt2lab.runs.settings import Weights
 
 # A prompt is read in chunks, so that memory does not grow with its length.
@@ -161,30 +162,29 @@ class EagerStep:
 
 
 # The structures of writing.cpp.
-_Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
 class _Linear(ctypes.Structure):
-    _fields_ = [("weight", _Pointer), ("bias", _Pointer), ("inputs", _Int), ("outputs", _Int)]
+    _fields_ = [("weight", Pointer), ("bias", Pointer), ("inputs", Int), ("outputs", Int)]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
-        *((name, _Pointer) for name in ("attention_norm", "attention_norm_bias")),
-        *((name, _Pointer) for name in ("feed_forward_norm", "feed_forward_norm_bias")),
-        *((name, _Pointer) for name in ("query_norm", "key_norm", "sinks")),
+        *((name, Pointer) for name in ("attention_norm", "attention_norm_bias")),
+        *((name, Pointer) for name in ("feed_forward_norm", "feed_forward_norm_bias")),
+        *((name, Pointer) for name in ("query_norm", "key_norm", "sinks")),
         *((name, _Linear) for name in ("query_key_value", "output", "expand", "contract")),
-        *((name, _Int) for name in ("kv_heads", "rotates", "slots")),
-        *((name, _Pointer) for name in ("k", "v", "positions")),
+        *((name, Int) for name in ("kv_heads", "rotates", "slots")),
+        *((name, Pointer) for name in ("k", "v", "positions")),
     ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, _Int) for name in ("width", "heads", "head_dim", "hidden", "vocabulary", "num_layers", "rows")),
-        *((name, _Int) for name in ("rotary_dim", "activation", "bits", "threads")),
-        *((name, _Double) for name in ("theta", "epsilon")),
-        *((name, _Pointer) for name in ("tokens", "learned", "final_norm", "final_norm_bias")),
+        *((name, Int) for name in ("width", "heads", "head_dim", "hidden", "vocabulary", "num_layers", "rows")),
+        *((name, Int) for name in ("rotary_dim", "activation", "bits", "threads")),
+        *((name, Double) for name in ("theta", "epsilon")),
+        *((name, Pointer) for name in ("tokens", "learned", "final_norm", "final_norm_bias")),
         ("unembed", _Linear),
         ("layers", ctypes.POINTER(_Layer)),
     ]
@@ -259,13 +259,13 @@ class NativeStep:
             layer.feed_forward_norm, layer.feed_forward_norm_bias = _norm(block.feed_forward_norm)
             if mechanism.qk_norm:
                 layer.query_norm, layer.key_norm = (
-                    _address(getattr(mechanism, n).weight) for n in ("query_norm", "key_norm")
+                    address(getattr(mechanism, n).weight) for n in ("query_norm", "key_norm")
                 )
-            layer.sinks = _address(mechanism.sinks)
+            layer.sinks = address(mechanism.sinks)
             layer.query_key_value, layer.output = _linear(attention.query_key_value), _linear(attention.output)
             layer.expand, layer.contract = _linear(block.feed_forward.expand), _linear(block.feed_forward.contract)
             layer.kv_heads, layer.rotates, layer.slots = attention.num_kv_heads, attention.rotates, memory.ring
-            layer.k, layer.v, layer.positions = map(_address, (memory.k, memory.v, cache.positions[memory.ring]))
+            layer.k, layer.v, layer.positions = map(address, (memory.k, memory.v, cache.positions[memory.ring]))
         embeddings = model.embeddings
         learned = embeddings.position.weight if config.position == "learned" else None
         final_norm, final_norm_bias = _norm(model.final_norm)
@@ -284,11 +284,11 @@ class NativeStep:
             threads=self._most_threads,
             theta=config.rope_theta,
             epsilon=config.layer_norm_epsilon,
-            tokens=None if rounded else _address(embeddings.token.weight),
-            learned=_address(learned),
+            tokens=None if rounded else address(embeddings.token.weight),
+            learned=address(learned),
             final_norm=final_norm,
             final_norm_bias=final_norm_bias,
-            unembed=_Linear(_address(model.output_weight), None, config.embed_dim, config.vocab_size),
+            unembed=_Linear(address(model.output_weight), None, config.embed_dim, config.vocab_size),
             layers=layers,
         )
         library.gpt2lab_begin.restype = ctypes.c_void_p
@@ -344,7 +344,7 @@ class NativeStep:
         ids, logprobs = np.empty((n, len(rows)), np.int64), np.empty((n, len(rows)))
         arrays = (self.logits.data_ptr(), ids.ctypes.data, logprobs.ctypes.data)
         bad = self._library.gpt2lab_write(
-            self._step, _Pointer(rows.ctypes.data), _Int(len(rows)), _Int(n), *map(_Pointer, arrays)
+            self._step, Pointer(rows.ctypes.data), Int(len(rows)), Int(n), *map(Pointer, arrays)
         )
         if bad >= 0:
             raise InputError(NOT_NUMBERS)
@@ -370,17 +370,13 @@ class NativeStep:
 
     def _set_threads(self, number: int) -> None:
         if number != self._now:
-            self._library.gpt2lab_threads(self._step, _Int(number))
+            self._library.gpt2lab_threads(self._step, Int(number))
             self._now = number
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 def _norm(norm: nn.LayerNorm) -> tuple[int | None, int | None]:
-    return _address(norm.weight), _address(norm.bias)
+    return address(norm.weight), address(norm.bias)
 
 
 def _linear(linear: nn.Linear) -> _Linear:
-    return _Linear(_address(linear.weight), _address(linear.bias), linear.in_features, linear.out_features)
+    return _Linear(address(linear.weight), address(linear.bias), linear.in_features, linear.out_features)

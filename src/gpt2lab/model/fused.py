@@ -20,6 +20,7 @@ from gpt2lab.config import GPT2Config
 from gpt2lab.model.attention import MultiHeadAttention, Reading
 from gpt2lab.model.block import TransformerBlock
 from gpt2lab.model.embeddings import Rotary
+from gpt2lab.native.calling import Double, Int, Pointer, address
 from gpt2lab.native.library import library
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as vectors.h numbers them
@@ -28,11 +29,9 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "relu")  # as vectors.h numbers them
 LONGEST_WINDOW = 64
 LONGEST_TEXT = 256
 
-_Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(n, _Int) for n in ("batch", "length", "heads", "kv_heads", "head_dim", "window", "half_rotary")]
+    _fields_ = [(n, Int) for n in ("batch", "length", "heads", "kv_heads", "head_dim", "window", "half_rotary")]
 
 
 @cache
@@ -40,16 +39,16 @@ def _native() -> ctypes.CDLL:
     """The library, with the types of what is called here; it was built before."""
     loaded = library("training").wait()
     for name, types in {
-        "activate": (*(_Int,) * 4, *(_Pointer,) * 3),
-        "activate_backward": (*(_Int,) * 4, *(_Pointer,) * 5),
-        "add_norm": (*(_Int,) * 3, *(_Pointer,) * 5, _Double, *(_Pointer,) * 4),
-        "add_norm_backward": (*(_Int,) * 3, *(_Pointer,) * 8),
-        "attend": (_Int, _Shape, *(_Pointer,) * 8),
-        "attend_backward": (_Int, _Shape, *(_Pointer,) * 9),
+        "activate": (*(Int,) * 4, *(Pointer,) * 3),
+        "activate_backward": (*(Int,) * 4, *(Pointer,) * 5),
+        "add_norm": (*(Int,) * 3, *(Pointer,) * 5, Double, *(Pointer,) * 4),
+        "add_norm_backward": (*(Int,) * 3, *(Pointer,) * 8),
+        "attend": (Int, _Shape, *(Pointer,) * 8),
+        "attend_backward": (Int, _Shape, *(Pointer,) * 9),
     }.items():
         function = getattr(loaded, f"gpt2lab_{name}")
         function.argtypes, function.restype = types, None
-    loaded.gpt2lab_lanes.restype = _Int
+    loaded.gpt2lab_lanes.restype = Int
     return loaded
 
 
@@ -73,7 +72,7 @@ def hidden(
     tables = None if rotary is None else turned_tables(rotary)
     activation = ACTIVATIONS.index(config.activation)
     following = [*(block.attention_norm for block in blocks[1:]), final_norm]
-    normed = blocks[0].attention_norm(x).view(B * T, C)
+    normed: Tensor = blocks[0].attention_norm(x).view(B * T, C)
     x = x.view(B * T, C)
     for block, next_norm in zip(blocks, following, strict=True):
         attention, feed_forward = block.attention, block.feed_forward
@@ -86,8 +85,7 @@ def hidden(
         expanded = F.linear(normed, feed_forward.expand.weight)  # (B·T, F)
         inner = _Activate.apply(expanded, feed_forward.expand.bias, activation)  # type: ignore[no-untyped-call]
         x, normed = _add_norm(x, inner, feed_forward.contract, next_norm)
-    result: Tensor = normed.view(B, T, C)
-    return result
+    return normed.view(B, T, C)
 
 
 def mix(attention: MultiHeadAttention, x: Tensor, tables: Rotary | None, batch: int) -> Tensor:
@@ -118,10 +116,6 @@ def _add_norm(x: Tensor, y: Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> tup
     return _AddNorm.apply(x, product, layer.bias, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 class _AddNorm(torch.autograd.Function):
     """x + y + y_bias, and its LayerNorm (Ba et al. 2016, arXiv:1607.06450, eq. 4)."""
 
@@ -131,8 +125,8 @@ class _AddNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         N, C = x.shape
         added, normed, means, factors = torch.empty_like(x), torch.empty_like(x), x.new_empty(N), x.new_empty(N)
-        given = map(_address, (x, y, y_bias, weight, bias))
-        made = map(_address, (added, normed, means, factors))
+        given = map(address, (x, y, y_bias, weight, bias))
+        made = map(address, (added, normed, means, factors))
         _native().gpt2lab_add_norm(torch.get_num_threads(), N, C, *given, epsilon, *made)
         ctx.save_for_backward(added, means, factors, weight)
         ctx.biases = y_bias is not None, bias is not None
@@ -146,7 +140,7 @@ class _AddNorm(torch.autograd.Function):
         of_added, of_normed = None if of_added is None else of_added.contiguous(), of_normed.contiguous()
         of_x, of_parameters = torch.empty_like(added), added.new_empty(3, added.shape[1])
         tensors = (added, means, factors, weight, of_normed, of_added, of_x, of_parameters)
-        _native().gpt2lab_add_norm_backward(torch.get_num_threads(), *added.shape, *map(_address, tensors))
+        _native().gpt2lab_add_norm_backward(torch.get_num_threads(), *added.shape, *map(address, tensors))
         of_weight, of_bias, of_y_bias = of_parameters
         has_y_bias, has_bias = ctx.biases
         return of_x, of_x, of_y_bias if has_y_bias else None, of_weight, of_bias if has_bias else None, None
@@ -158,7 +152,7 @@ class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, activation: int) -> Tensor:
         y = torch.empty_like(x)
-        _native().gpt2lab_activate(torch.get_num_threads(), *x.shape, activation, *map(_address, (x, bias, y)))
+        _native().gpt2lab_activate(torch.get_num_threads(), *x.shape, activation, *map(address, (x, bias, y)))
         ctx.save_for_backward(x, bias)
         ctx.activation = activation
         return y
@@ -168,7 +162,7 @@ class _Activate(torch.autograd.Function):
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
         x, bias = ctx.saved_tensors
         of_y, of_x, of_bias = of_y.contiguous(), torch.empty_like(x), None if bias is None else torch.empty_like(bias)
-        tensors = map(_address, (x, bias, of_y, of_x, of_bias))
+        tensors = map(address, (x, bias, of_y, of_x, of_bias))
         _native().gpt2lab_activate_backward(torch.get_num_threads(), *x.shape, ctx.activation, *tensors)
         return of_x, of_bias, None
 
@@ -193,7 +187,7 @@ class _Attend(torch.autograd.Function):
         denominators, y = projected.new_empty(B, H, tokens), projected.new_empty(B * T, H * D)
         ctx.shape = _Shape(*shape, 0 if cos is None else len(cos))
         tensors = (projected, bias, cos, sin, sinks, turned, denominators, y)
-        _native().gpt2lab_attend(torch.get_num_threads(), ctx.shape, *map(_address, tensors))
+        _native().gpt2lab_attend(torch.get_num_threads(), ctx.shape, *map(address, tensors))
         ctx.save_for_backward(turned, denominators, cos, sin, sinks)
         ctx.has_bias = bias is not None
         return y
@@ -207,5 +201,5 @@ class _Attend(torch.autograd.Function):
         of_bias = of_y.new_empty(of_projected.shape[1]) if ctx.has_bias else None
         of_sinks = None if sinks is None else torch.empty_like(sinks)
         tensors = (*ctx.saved_tensors, of_y, of_projected, of_bias, of_sinks)
-        _native().gpt2lab_attend_backward(torch.get_num_threads(), s, *map(_address, tensors))
+        _native().gpt2lab_attend_backward(torch.get_num_threads(), s, *map(address, tensors))
         return of_projected, of_bias, of_sinks, None, None, None

@@ -22,6 +22,8 @@ from gpt2lab.manifests import MANIFEST, replace_files, verify_files
 
 Name = Literal["writing", "training"]  # of a native step, and of its source
 
+TRAINS_ON = "linux"  # nobody has tried the native training step elsewhere
+
 HERE = Path(__file__).parent
 # A training waits for its library, which takes the compiler half as long so, and is as fast.
 OPTIMISED: dict[Name, str] = {"writing": "-O3", "training": "-O2"}
@@ -186,6 +188,16 @@ class Library:
 
         self._building = threading.Thread(target=watch, daemon=True)
         self._building.start()
+
+
+def prepare_training(step: str | None) -> None:
+    """Begin to build the library of a training that may want it, so that it is there when torch is imported.
+
+    Args:
+        step: which step was asked for; None: nobody did.
+    """
+    if sys.platform == TRAINS_ON and step != "eager":
+        library("training").prepare()
 
 
 @cache

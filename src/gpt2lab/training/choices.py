@@ -12,7 +12,7 @@ from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available, torch_threads
 from gpt2lab.model import GPT2
 from gpt2lab.model.arithmetic import foreign
-from gpt2lab.native.library import library
+from gpt2lab.native.library import TRAINS_ON, library
 from gpt2lab.runs.settings import Compile, Precision, TrainerConfig
 
 # Seconds of a run at a GPU's peak from which it is compiled: a guess, not measured yet. On CPUs compiling gains nothing
@@ -116,7 +116,7 @@ def choose_step(config: TrainerConfig, model: GPT2, precision: torch.dtype, comp
 def _why_eager(config: TrainerConfig, model: GPT2, precision: torch.dtype, compiled: bool) -> str | None:
     if model.device.type != "cpu":
         return f"on {model.device.type}"
-    if sys.platform != "linux":
+    if sys.platform != TRAINS_ON:
         return "the native one has only been tried on Linux"
     if precision != torch.float32:
         return f"in {str(precision).removeprefix('torch.')}"
