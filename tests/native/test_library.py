@@ -128,15 +128,29 @@ assert looks() == before and before[0][0] > 0, (before, looks())
 
 def sanitized(tmp_path: Path, *tests: str) -> None:
     """Run tests of the native step with a library that watches every access to memory and every calculation."""
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")  # the second is there for exceptions that torch throws
+    ]
     environment = {
         "XDG_CACHE_HOME": str(tmp_path),
         "CXX": "g++ -g -fsanitize=address,undefined -fno-sanitize-recover=all",
-        "LD_PRELOAD": runtime.strip(),
+        "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
         "OMP_NUM_THREADS": "2",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--capture=sys",
+        *tests,
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert len(list(tmp_path.rglob("native.so"))) == 2

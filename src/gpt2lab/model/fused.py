@@ -80,7 +80,7 @@ def hidden(
         if config.attention is None and short and not config.qk_norm:
             y = mix(attention, normed, tables, B)
         else:
-            y = attention.mix(normed.view(B, T, C), reading).view(B * T, C)
+            y = attention.mix(normed.view(B, T, C), reading).reshape(B * T, C)
         x, normed = _add_norm(x, y, attention.output, block.feed_forward_norm)
         expanded = F.linear(normed, feed_forward.expand.weight)  # (B·T, F)
         inner = _Activate.apply(expanded, feed_forward.expand.bias, activation)  # type: ignore[no-untyped-call]
