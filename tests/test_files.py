@@ -45,3 +45,12 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
     rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert len(rights) > 6
     assert set(rights.values()) == {0o640}, rights
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a folder"])
+def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder" / "with").mkdir(parents=True)
+    with pytest.raises(OSError, match="irectory"), atomic_write(Path(name)):
+        pass
+    assert list(tmp_path.parent.glob("*.tmp")) == []

@@ -1,18 +1,14 @@
 """Whatever a file holds, it is read as a right value or refused in a sentence."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,8 +29,8 @@ from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training.checkpoint import restore_training
 from gpt2lab.training.metrics import exact_loss, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
+from tests.damage import CELL, LAST, OLD, damaged, make_folders, with_hostile_values
 
-OLD = Path(__file__).parent / "old_folders"
 GUARD = 120  # seconds, after which reading a file counts as a hang
 
 
@@ -52,16 +48,8 @@ def no_hang() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of each folder that this project writes; of the run, tokenizer and settings are listed."""
     here: Path = tmp_path_factory.mktemp("folders")
-    shutil.copytree(OLD, here, dirs_exist_ok=True)
-    for path in here.rglob("*"):
-        if path.suffix in (".yaml", ".json") and "HERE" in (content := path.read_text(encoding="utf-8")):
-            path.write_text(content.replace("HERE", str(here)), encoding="utf-8")
-    _pack(here)
-    runs = [{"arm": arm, "seed": seed, "loss": 2.0 + seed} for arm in "ab" for seed in (1, 2)]
-    (here / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
-    (here / "plan.toml").write_text('context_size = 8\nwindow = "4"\n')
+    make_folders(here)
     return here
 
 
@@ -77,9 +65,6 @@ def _restore(folder: Path) -> None:
 def _comparison(of: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda path: of(next(parent for parent in path.parents if parent.name == "comparison"))
 
-
-CELL = "comparison/context-8/modern/seed-1"
-LAST = "run/checkpoints/step-00000020"
 
 # What is read of each file.
 READERS: dict[str, Callable[[Path], object]] = {
@@ -152,37 +137,10 @@ def test_each_file_is_read_as_it_is(copy: Path) -> None:
 def test_a_damaged_file_is_read_or_refused_in_a_sentence(copy: Path, data: st.DataObject) -> None:
     whole = copy.read_bytes()
     try:
-        damaged = bytearray(whole)
-        for _ in range(data.draw(st.integers(1, 3))):
-            place = data.draw(st.integers(0, max(0, len(damaged) - 1)))
-            if (kind := data.draw(st.sampled_from(["flip", "cut", "put", "drop"]))) == "flip" and damaged:
-                damaged[place] ^= 1 << data.draw(st.integers(0, 7))
-            elif kind == "cut":
-                del damaged[place:]
-            elif kind == "put":
-                damaged[place:place] = data.draw(st.binary(max_size=9) | st.just(b"[" * 3000) | st.just(b"9" * 5000))
-            else:
-                del damaged[place : place + data.draw(st.integers(1, 99))]
-        copy.write_bytes(damaged)
+        copy.write_bytes(damaged(data, whole))
         reads_or_refuses(copy)
     finally:
         copy.write_bytes(whole)
-
-
-HOSTILE: list[Any] = [
-    None, True, -1, 0, 2**31, 2**64, 10**400, 0x10**5000, 1e308, float("inf"), float("nan"), "", "x", "x" * 999,
-    "a\0b", "\x1b[2J", "\ud800", "../../x", "[/red]", "$^$", "2001-99-99", "1e999", [], {}, [[]], [None], {"": None},
-    [1] * 50,
-]  # fmt: skip
-
-
-def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to everything in nested lists and dicts."""
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from _places(inner, (*path, key))
 
 
 @pytest.mark.parametrize(
@@ -191,30 +149,13 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 @in_a_copy
 @given(st.data())
 def test_a_hostile_value_anywhere_is_read_or_refused_in_a_sentence(copy: Path, data: st.DataObject) -> None:
-    whole = copy.read_text(encoding="utf-8")
-    load_, dump = (yaml.safe_load, yaml.safe_dump) if copy.suffix == ".yaml" else (json.loads, json.dumps)
-    lines = whole.splitlines() if copy.suffix == ".jsonl" else [whole]
-    values = [load_(line) for line in lines]
+    whole = copy.read_bytes()
     try:
-        for _ in range(data.draw(st.integers(1, 2))):
-            *way, last = data.draw(st.sampled_from(list(_places(values))))
-            at: Any = values
-            for key in way:
-                at = at[key]
-            if isinstance(at, dict) and data.draw(st.booleans()):
-                kept = at.pop(last)
-                if data.draw(st.booleans()):
-                    at["another"] = kept
-            else:
-                at[last] = deepcopy(data.draw(st.sampled_from(HOSTILE)))
-        try:
-            text = "\n".join(dump(value) for value in values)
-        except ValueError:
-            return  # a number that Python does not write
-        copy.write_bytes(text.encode("utf-8", "surrogatepass"))
-        reads_or_refuses(copy)
+        if (changed := with_hostile_values(data, whole, copy.suffix)) is not None:
+            copy.write_bytes(changed)
+            reads_or_refuses(copy)
     finally:
-        copy.write_text(whole, encoding="utf-8")
+        copy.write_bytes(whole)
 
 
 SCRIPTS = {

@@ -18,6 +18,9 @@ DAY = 86_400.0  # seconds
 
 def unfinished(path: Path) -> Path:
     """A name beside a file, for what will take its place."""
+    path = path.absolute()  # "." has no name by itself
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
 
 

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +99,15 @@ def test_gpt2s_own_ids_are_the_default(tmp_path: Path) -> None:
     packed = pack([tmp_path / "a.txt"], tmp_path / "out")
     assert packed[np.arange(len(packed))].tolist() == [50256, 15496, 995]
     assert packed.tokenizer(BPETokenizer.gpt2()).vocab_size == 50257  # the one that --tokenizer gpt2 means
+
+
+def test_a_plain_script_packs_though_it_protects_nothing_from_being_run_again(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be\n" * 50)
+    script = tmp_path / "script.py"
+    script.write_text('import gpt2lab\nprint("here")\ngpt2lab.pack("text.txt", "out", "char", processes=2)\n')
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here\n", "")
+    assert (tmp_path / "out" / "tokens_000000.bin").exists()
 
 
 def test_progress_is_told_in_bytes_of_the_inputs(tmp_path: Path, small_pieces: None) -> None:

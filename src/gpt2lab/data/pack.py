@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -240,7 +242,8 @@ def _encoded(
 
     try:
         for place, piece in pieces:
-            ids = pool.submit(_encode, tokenizer, piece.texts, piece.continues)
+            with _without_main():
+                ids = pool.submit(_encode, tokenizer, piece.texts, piece.continues)
             waiting.append((place, piece.position, ids))
             if len(waiting) > 2 * processes:
                 yield finished()
@@ -253,6 +256,16 @@ def _encoded(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes that start in here do not run the person's script again (it may lack ``if __name__ == "__main__"``)."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker() -> None:
