@@ -18,10 +18,7 @@ DAY = 86_400.0  # seconds
 
 def unfinished(path: Path) -> Path:
     """A name beside a file, for what will take its place."""
-    path = path.absolute()  # "." has no name by itself
-    if not path.name:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    return path.absolute().parent / f"{path.name}.{uuid.uuid4().hex}.tmp"
 
 
 _REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the end of such a name
@@ -30,6 +27,8 @@ _REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the end of such a name
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = unfinished(path)
     try:
         with temporary.open("wb") as file:
