@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,26 @@ def choose_device(name: str) -> torch.device:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """Matrix products in that precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions that multiply matrices in bfloat16 (AMX)."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def products_in_bfloat16(enabled: bool) -> Iterator[None]:
+    """Matrices in float32 are multiplied in bfloat16 on the CPU meanwhile; sums and results stay in float32.
+
+    torch's own attention becomes many times slower by it, so it is for what has no such attention.
+    """
+    products: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16" if enabled else before
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def compiler_available(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2lab.hardware import torch_threads
+from gpt2lab.hardware import multiplies_bfloat16, products_in_bfloat16, torch_threads
 from gpt2lab.model import GPT2
 from gpt2lab.model.arithmetic import foreign
 from gpt2lab.model.attention import ScaledDotProductAttention
@@ -95,6 +95,40 @@ def test_the_first_tokens_with_very_low_scores() -> None:
         model.blocks[0].attention.query_key_value.bias[:8] = 30.0
         model.blocks[0].attention.query_key_value.bias[8:16] = -30.0
     check(model, 1, 20)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_dropout_drops_what_the_modules_drop(bias: bool) -> None:
+    model = GPT2(7, 12, 16, 2, 20, 2, dropout=0.3, bias=bias, position="rope", seed=0)
+    model.train()
+    ids, targets = torch.randint(0, 7, (2, 3, 12), generator=torch.Generator().manual_seed(5))
+    found = []
+    for native in (False, True):
+        model.native = native
+        torch.manual_seed(3)
+        found.append(gradients(model, ids, targets))
+    torch.testing.assert_close(*found)
+    torch.manual_seed(4)
+    assert abs(gradients(model, ids, targets)[0] - found[1][0]) > 1e-3
+
+
+def test_products_in_bfloat16_are_as_near_as_those_of_autocast() -> None:
+    model = GPT2(7, 40, 64, 4, 128, 2, window=8, num_kv_heads=2, position="rope", seed=0)
+    model.train()
+    ids, targets = torch.randint(0, 7, (2, 3, 40), generator=torch.Generator().manual_seed(5))
+    exact = gradients(model, ids, targets)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = gradients(model, ids, targets)[1]
+    model.native = True
+    with products_in_bfloat16(True):
+        native = gradients(model, ids, targets)[1]
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        return sum(float((found[name] - exact[name]).square().sum()) for name in exact) ** 0.5
+
+    assert error(native) <= 1.5 * error(autocast)
+    if multiplies_bfloat16():
+        assert error(native) > error(autocast) / 20  # it is not done in float32
 
 
 def test_a_mechanism_of_ones_own_attends_itself() -> None:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import gpt2lab
 from gpt2lab.data import TokenDataset
 from gpt2lab.errors import InputError
 from gpt2lab.model.attention import Mechanism
+from gpt2lab.model.fused import LONGEST_TEXT, LONGEST_WINDOW
 from gpt2lab.native.library import Library
 from gpt2lab.runs.records import Record
 from gpt2lab.runs.settings import RunSettings, TrainerConfig
@@ -197,17 +199,57 @@ def native(trainer: Trainer) -> tuple[bool, str]:
 def test_the_native_step_trains_where_it_can_and_says_why_not_elsewhere(
     make_trainer: MakeTrainer, train_data: TokenDataset
 ) -> None:
-    def make(**changes: object) -> Trainer:
-        return make_trainer(tiny_model(train_data.vocab_size), **changes)
+    def make(*, model: dict[str, Any] | None = None, **changes: object) -> Trainer:
+        return make_trainer(tiny_model(train_data.vocab_size, **model or {}), **changes)
 
     assert native(make()) == (True, "faster")
     assert "native step (faster)" in make().describe()
     assert native(make(step="eager")) == (False, "as asked")
-    assert native(make(precision="bfloat16")) == (False, "in bfloat16")
+    assert native(make(model={"dropout": 0.1})) == (True, "faster")
     assert native(make(activation_checkpointing=True)) == (False, "activation checkpointing")
-    assert native(make_trainer(tiny_model(train_data.vocab_size, dropout=0.1))) == (False, "dropout")
-    with pytest.raises(InputError, match="the native step cannot train here: in bfloat16; --step auto takes the eager"):
-        make(step="native", precision="bfloat16")
+    told = "the native step cannot train here: activation checkpointing; --step auto takes the eager"
+    with pytest.raises(InputError, match=told):
+        make(step="native", activation_checkpointing=True)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_the_native_step_trains_in_bfloat16_where_it_is_fast_and_attends_itself(
+    make_trainer: MakeTrainer, train_data: TokenDataset, monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    monkeypatch.setattr(choices, "multiplies_bfloat16", lambda: amx)
+
+    def make(context: int = 16, **switches: Any) -> Trainer:
+        model = tiny_model(train_data.vocab_size, max_seq_len=max(context, 16), **switches)
+        return make_trainer(model, precision="bfloat16", start_window=start_window)
+
+    start_window: int | None = None
+    if not amx:
+        assert native(make()) == (False, "in bfloat16 without AMX")
+        return
+    assert native(make()) == (True, "faster")
+    assert native(make(LONGEST_TEXT)) == (True, "faster")
+    assert native(make(LONGEST_TEXT + 1, window=LONGEST_WINDOW)) == (True, "faster")
+    torchs = (False, "in bfloat16, with torch's own attention")
+    assert native(make(LONGEST_TEXT + 1)) == torchs
+    assert native(make(LONGEST_TEXT + 1, window=LONGEST_WINDOW + 1)) == torchs
+    assert native(make(qk_norm=True)) == torchs
+    start_window = LONGEST_WINDOW + 1
+    assert native(make(LONGEST_TEXT + 1, window=LONGEST_WINDOW)) == torchs
+
+
+def test_in_bfloat16_both_steps_train_alike(make_trainer: MakeTrainer, train_data: TokenDataset) -> None:
+    """With products in bfloat16 where the processor has them, and with those of float32 elsewhere."""
+    losses = {}
+    for step in ("eager", "native"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(choices, "multiplies_bfloat16", lambda: True)
+            trainer = make_trainer(
+                tiny_model(train_data.vocab_size), step=step, precision="bfloat16", max_steps=20, eval_every=0
+            )
+        assert trainer.native == (step == "native")
+        losses[step] = trainer.train().validation_loss
+        assert torch.backends.mkldnn.matmul.fp32_precision == "none"  # type: ignore[attr-defined]
+    assert losses["native"] == pytest.approx(losses["eager"], abs=0.03)
 
 
 def test_without_a_compiler_the_eager_step_trains(

@@ -58,7 +58,7 @@ def hidden(
     """What the blocks and the last LayerNorm make of embedded tokens, as :meth:`GPT2.hidden` does.
 
     Args:
-        config: of a model without dropout, of which :func:`gpt2lab.model.arithmetic.foreign` says nothing.
+        config: of a model that trains, of which :func:`gpt2lab.model.arithmetic.foreign` says nothing.
         blocks: of that model.
         final_norm: likewise.
         x: embedded tokens, float32 (B, T, C).
@@ -76,16 +76,21 @@ def hidden(
     x = x.view(B * T, C)
     for block, next_norm in zip(blocks, following, strict=True):
         attention, feed_forward = block.attention, block.feed_forward
-        short = min(attention.window or T, T) <= LONGEST_WINDOW or T <= LONGEST_TEXT
-        if config.attention is None and short and not config.qk_norm:
+        if attends(config, attention.window, T):
             y = mix(attention, normed, tables, B)
         else:
             y = attention.mix(normed.view(B, T, C), reading).reshape(B * T, C)
-        x, normed = _add_norm(x, y, attention.output, block.feed_forward_norm)
+        x, normed = _add_norm(x, y, attention.output, block.feed_forward_norm, config.dropout)
         expanded = F.linear(normed, feed_forward.expand.weight)  # (B·T, F)
         inner = _Activate.apply(expanded, feed_forward.expand.bias, activation)  # type: ignore[no-untyped-call]
-        x, normed = _add_norm(x, inner, feed_forward.contract, next_norm)
+        x, normed = _add_norm(x, inner, feed_forward.contract, next_norm, config.dropout)
     return normed.view(B, T, C)
+
+
+def attends(config: GPT2Config, window: int | None, length: int) -> bool:
+    """Whether the attention of a layer with that window is computed here, and not by torch, in texts of that length."""
+    short = min(window or length, length) <= LONGEST_WINDOW or length <= LONGEST_TEXT
+    return config.attention is None and short and not config.qk_norm
 
 
 def mix(attention: MultiHeadAttention, x: Tensor, tables: Rotary | None, batch: int) -> Tensor:
@@ -110,10 +115,13 @@ def turned_tables(rotary: Rotary) -> Rotary:
     return cos, sin
 
 
-def _add_norm(x: Tensor, y: Tensor, layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """What a layer makes of y, added to x, and the LayerNorm of that: (N, C) each."""
-    product = F.linear(y, layer.weight)
-    return _AddNorm.apply(x, product, layer.bias, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
+def _add_norm(x: Tensor, y: Tensor, layer: nn.Linear, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+    """What a layer makes of y, with dropout, added to x, and the LayerNorm of that: (N, C) each."""
+    if dropout > 0:  # which drops the bias, too
+        product, bias = F.dropout(layer(y), dropout), None
+    else:
+        product, bias = F.linear(y, layer.weight), layer.bias
+    return _AddNorm.apply(x, product, bias, norm.weight, norm.bias, norm.eps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _AddNorm(torch.autograd.Function):

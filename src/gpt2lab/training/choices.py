@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 
 from gpt2lab.errors import InputError
-from gpt2lab.hardware import compiler_available, torch_threads
+from gpt2lab.hardware import compiler_available, multiplies_bfloat16, torch_threads
 from gpt2lab.model import GPT2
 from gpt2lab.model.arithmetic import foreign
+from gpt2lab.model.fused import attends
 from gpt2lab.native.library import TRAINS_ON, library
 from gpt2lab.runs.settings import Compile, Precision, TrainerConfig
 
@@ -71,7 +72,7 @@ def choose_precision(name: Precision, device: torch.device, embed_dim: int) -> t
         return torch.bfloat16 if name == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    fast = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    fast = device.type == "cpu" and multiplies_bfloat16()
     return torch.bfloat16 if fast and embed_dim >= 256 else torch.float32
 
 
@@ -118,13 +119,17 @@ def _why_eager(config: TrainerConfig, model: GPT2, precision: torch.dtype, compi
         return f"on {model.device.type}"
     if sys.platform != TRAINS_ON:
         return "the native one has only been tried on Linux"
-    if precision != torch.float32:
-        return f"in {str(precision).removeprefix('torch.')}"
+    if precision == torch.bfloat16:
+        if not multiplies_bfloat16():
+            return "in bfloat16 without AMX"
+        windows = {model.config.layer_window(layer) for layer in range(model.config.num_layers)}
+        windows |= {config.start_window} if config.start_window else set()
+        if not all(attends(model.config, window, model.config.max_seq_len) for window in windows):
+            return "in bfloat16, with torch's own attention"
     for what, asked in {
         "compiled": compiled,
         "fsdp": config.parallel == "fsdp",
         "activation checkpointing": config.activation_checkpointing,
-        "dropout": model.config.dropout > 0,
     }.items():
         if asked:
             return what

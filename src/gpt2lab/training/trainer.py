@@ -20,7 +20,14 @@ from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, torch_threads
+from gpt2lab.hardware import (
+    autocast,
+    choose_device,
+    peak_flops,
+    peak_memory,
+    products_in_bfloat16,
+    torch_threads,
+)
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import assert_cached, positions_to_probe, try_to_learn
 from gpt2lab.progress import counted
@@ -171,7 +178,7 @@ class Trainer:
         before = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
         with drawing(0), self._natively():
-            with autocast(self.device, self.precision):
+            with self._autocast():
                 loss = self.wrapped(batch.x, batch.y, reduction="sum")
             loss.backward()
         self.model.zero_grad()
@@ -416,7 +423,7 @@ class Trainer:
         with self._windows_of_step(), self._natively():
             for part in parts:
                 with nullcontext() if ddp is None or part is parts[-1] else ddp.no_sync():  # gradients travel once
-                    with autocast(self.device, self.precision):
+                    with self._autocast():
                         loss = self.forward(part.x, part.y, reduction="sum")
                     # A mean over all targets, of all parts and processes, whose gradients get averaged.
                     loss = loss / (targets / num_processes())
@@ -442,9 +449,14 @@ class Trainer:
         """The model trains with the native step meanwhile, if that was chosen; whoever else calls it finds it eager."""
         self.model.native = self.native
         try:
-            yield
+            with products_in_bfloat16(self.native and self.precision == torch.bfloat16):
+                yield
         finally:
             self.model.native = False
+
+    def _autocast(self) -> torch.autocast:
+        """For the forward pass; the native step has its own way to bfloat16, in :meth:`_natively`."""
+        return autocast(self.device, torch.float32 if self.native else self.precision)
 
     @contextmanager
     def _windows_of_step(self) -> Iterator[None]:
