@@ -1,27 +1,37 @@
 """A whole training step, and how much of it is matrix products: ours against its peers, in one run.
 
-    python benchmarks/step.py [--sizes 0.8M,10M,124M] [--precision float32] [--compile] [--profile] [--device cpu]
+    python benchmarks/step.py [--sizes 0.8M,10M,124M] [--precision float32,bfloat16] [--compile] [--profile]
 
 Every contestant makes optimiser steps (AdamW, fused, gradients clipped) on the same random tokens, in turn, several
 rounds. Peak: floating-point operations of the model's matrix products (counted once forward and twice backward) per
 second, as a share of this machine's own 1024³ product in that precision, measured in the same round. Memory: what a
 step held at once beyond weights, gradients and optimiser state.
 
-* original: GPT-2 itself, of gpt2lab. modern: RoPE, shared key/value heads, a window. Both with the eager step, and, in
-  float32 on a CPU without --compile, with the native one.
+* original: GPT-2 itself, of gpt2lab. modern: RoPE, shared key/value heads, a window. Both with the eager step, and, on
+  a CPU without --compile, with the native one (in bfloat16 where there is AMX, and where its attention is its own).
 * Transformers: GPT2LMHeadModel (SDPA) of the same shape. litgpt: its GPT of the same shape with LayerNorm, biases and
   GELU; its positions are rotary and its output layer is not tied. As far as these are installed.
 """
 
 import argparse
+import itertools
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.config import GPT2Config, Variant, variant_switches
-from gpt2lab.hardware import autocast, choose_device, describe_machine, peak_flops
+from gpt2lab.hardware import (
+    autocast,
+    choose_device,
+    describe_machine,
+    multiplies_bfloat16,
+    peak_flops,
+    products_in_bfloat16,
+)
 from gpt2lab.model import GPT2
+from gpt2lab.model.fused import attends
 from timing import extra_memory, seconds
 
 import torch
@@ -78,14 +88,14 @@ CONTESTANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES))
-    parser.add_argument("--precision", default="float32", help="float32 or bfloat16 (autocast) (default: float32)")
+    parser.add_argument("--precision", default="float32", help="float32, bfloat16, or both (default: float32)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--profile", action="store_true", help="print instead which operations a CPU's time goes to")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    device, dtype = choose_device(options.device), getattr(torch, options.precision)
+    device, precisions = choose_device(options.device), options.precision.split(",")
     torch.set_num_threads(options.threads)
     compiled = "compiled" if options.compile else "eager"
     print(f"{describe_machine()}; {device}, {options.threads} threads, {options.precision}, {compiled}\n")
@@ -97,43 +107,72 @@ def main() -> None:
         sizes, batch_size = SIZES[name]
         ids = torch.randint(sizes[0], (batch_size, sizes[1] + 1), generator=torch.Generator().manual_seed(0)).to(device)
         x, y = ids[:, :-1], ids[:, 1:].contiguous()
-        steps: dict[str, Callable[[], None]] = {}
-        models: dict[str, nn.Module] = {}
-        for contestant, make in CONTESTANTS.items():
-            if contestant.endswith("native") and (options.compile or device.type != "cpu" or dtype != torch.float32):
-                continue
-            try:
-                model, loss_of = make(*sizes)
-            except ImportError:
-                print(f"{contestant} is not installed, so it is left out")
-                continue
-            models[contestant] = model.to(device)
-            steps[contestant] = step_of(model, loss_of, x, y, dtype, options.compile)
+        entrants = enter(sizes, x, y, precisions, options.compile)
         if options.profile:
-            for contestant, step in steps.items():
-                print(f"| {name} | {contestant} | {operations(step, options.rounds)} |", flush=True)
+            for label, entrant in entrants.items():
+                print(f"| {name} | {label} | {operations(entrant.step, options.rounds)} |", flush=True)
+        else:
+            rounds = options.rounds if batch_size > 1 else max(3, options.rounds // 3)
+            for row in race(entrants, rounds, device, y.numel()):
+                print(f"| {name} | {row} |", flush=True)
+
+
+@dataclass
+class Entrant:
+    model: nn.Module
+    dtype: torch.dtype
+    step: Callable[[], None]
+
+
+def enter(sizes: tuple[int, ...], x: Tensor, y: Tensor, precisions: list[str], compiled: bool) -> dict[str, Entrant]:
+    entrants = {}
+    for precision, (contestant, make) in itertools.product(precisions, CONTESTANTS.items()):
+        if contestant.endswith("native") and (compiled or x.device.type != "cpu"):
             continue
-        times: dict[str, list[float]] = {contestant: [] for contestant in steps}
-        peaks, memory = [], {}
-        for contestant, step in steps.items():
-            step()  # compiles, and makes the optimiser's state
-            memory[contestant] = extra_memory(step, device)
-        for _ in range(options.rounds if batch_size > 1 else max(3, options.rounds // 3)):
-            peaks.append(peak_flops(device, dtype))
-            for contestant, step in steps.items():
-                times[contestant].append(seconds(step, device))
-        for contestant, found in times.items():
-            count = sum(p.numel() for p in models[contestant].parameters())
-            share = ratio = "–"
-            if isinstance(model := models[contestant], GPT2):
-                work = 3 * model.flops_per_token() * y.numel()
-                share = f"{statistics.median(work / t / p for t, p in zip(found, peaks, strict=True)):.0%}"
-            ratio = f"{statistics.median(t / o for t, o in zip(found, times['original'], strict=True)):.2f}"
-            spread = f"{1e3 * statistics.median(found):.1f} ({1e3 * min(found):.1f} – {1e3 * max(found):.1f})"
-            print(
-                f"| {name} | {contestant} | {count:,} | {spread} | {share} | {ratio} | {memory[contestant]:.0f} |",
-                flush=True,
-            )
+        try:
+            model, loss_of = make(*sizes)
+        except ImportError:
+            print(f"{contestant} is not installed, so it is left out")
+            continue
+        dtype = getattr(torch, precision)
+        if isinstance(model, GPT2) and model.native and dtype == torch.bfloat16 and not narrow(model.config):
+            continue
+        step = step_of(model.to(x.device), loss_of, x, y, dtype, compiled)
+        entrants[contestant if len(precisions) == 1 else f"{contestant}, {precision}"] = Entrant(model, dtype, step)
+    return entrants
+
+
+def race(entrants: dict[str, Entrant], rounds: int, device: torch.device, tokens: int) -> Iterator[str]:
+    """Let all make steps in turn; the rows of the table."""
+    times: dict[str, list[float]] = {label: [] for label in entrants}
+    peaks: dict[torch.dtype, list[float]] = {entrant.dtype: [] for entrant in entrants.values()}
+    memory = {}
+    for label, entrant in entrants.items():
+        entrant.step()  # compiles, and makes the optimiser's state
+        memory[label] = extra_memory(entrant.step, device)
+    for _ in range(rounds):
+        for dtype, found in peaks.items():
+            peak_flops.cache_clear()
+            found.append(peak_flops(device, dtype))
+        for label, entrant in entrants.items():
+            times[label].append(seconds(entrant.step, device))
+    original = next(iter(times.values()))
+    for label, taken in times.items():
+        model, share = entrants[label].model, "–"
+        if isinstance(model, GPT2):
+            work = 3 * model.flops_per_token() * tokens
+            peak = peaks[entrants[label].dtype]
+            share = f"{statistics.median(work / t / p for t, p in zip(taken, peak, strict=True)):.0%}"
+        ratio = f"{statistics.median(t / o for t, o in zip(taken, original, strict=True)):.2f}"
+        spread = f"{1e3 * statistics.median(taken):.1f} ({1e3 * min(taken):.1f} – {1e3 * max(taken):.1f})"
+        count = sum(p.numel() for p in model.parameters())
+        yield f"{label} | {count:,} | {spread} | {share} | {ratio} | {memory[label]:.0f}"
+
+
+def narrow(config: GPT2Config) -> bool:
+    """Whether the native step would train that model in bfloat16."""
+    windows = [config.layer_window(layer) for layer in range(config.num_layers)]
+    return multiplies_bfloat16() and all(attends(config, window, config.max_seq_len) for window in windows)
 
 
 def operations(step: Callable[[], None], rounds: int) -> str:
@@ -155,11 +194,13 @@ def step_of(
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     forward = torch.compile(model) if compiled else model
+    native = isinstance(model, GPT2) and model.native
 
     def step() -> None:
-        with autocast(x.device, dtype):
-            loss = loss_of(forward, x, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with products_in_bfloat16(native and dtype == torch.bfloat16):
+            with autocast(x.device, torch.float32 if native else dtype):
+                loss = loss_of(forward, x, y)
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
