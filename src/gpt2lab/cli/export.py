@@ -9,7 +9,7 @@ from gpt2lab.interchange.settings import ExportSettings
 
 @with_flags({"Export": ExportSettings})
 def export(run: Path, /, *, out: Path, options: object = None) -> int:
-    """Write a model for another engine: Transformers and vLLM, llama.cpp, ONNX Runtime.
+    """Write a model for another engine: Transformers and vLLM, llama.cpp, ONNX Runtime, or one HTML file for browsers.
 
     The engine reads what was written, and its log-probabilities and a greedy text are compared with the model's. Only
     then is it done; otherwise nothing is there. What an engine cannot compute is refused, with what it can.

@@ -103,7 +103,9 @@ def find_checkpoint(run: str | Path, which: Which = "best", files: Collection[st
         wrong = "holds no checkpoint" if run.is_dir() else "does not exist"
         if below := [str(folder) for folder in sorted(run.glob("*")) if checkpoints_of(folder)]:
             raise InputError(f"{run} is not the folder of a run, but these are: {', '.join(below[:10])}")
-        raise InputError(f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one")
+        raise InputError(
+            f"the run folder {run} {wrong}; `gpt2lab train --out {run}` makes one, and `gpt2lab import` brings one in"
+        )
     damaged = InputError("")
     while found:
         candidate = found[-1] if which == "last" else best_of(found)
