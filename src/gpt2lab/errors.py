@@ -20,12 +20,17 @@ def printable(text: str, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
+def _line(message: str) -> str:
+    """A message in one line that can be read, without the middle of what is very long."""
+    line = printable(message)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+
+
 class InputError(ValueError):
     """Something that a user gave is wrong; the message says what, where, and what to do about it, in one line."""
 
     def __init__(self, message: str) -> None:
-        line = printable(message)
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}")
+        super().__init__(_line(message))
 
 
 class TrainingError(RuntimeError):
@@ -48,7 +53,7 @@ def tell(error: Exception) -> int:
             said = f"there is not enough memory ({why}); make the batch or the model smaller"
         elif isinstance(error, OSError):
             said = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
-        print(f"gpt2lab: {printable(said)}", file=sys.stderr)
+        print(f"gpt2lab: {_line(said)}", file=sys.stderr)
     return 1 if failed else 2
 
 

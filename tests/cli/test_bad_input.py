@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gpt2lab.errors import InputError
+from gpt2lab.errors import LONGEST, InputError
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import checkpoints_of, read_state
 from gpt2lab.runs.settings import RunSettings
@@ -393,3 +393,10 @@ def test_the_program_itself_ends_with_code_2_and_one_sentence(text: Path, tmp_pa
     ):
         assert_one_sentence(program(*arguments, python=sys.executable))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "a/" * 3000])
+def test_a_name_that_is_far_too_long_is_shortened_in_the_sentence(command: Command, name: str) -> None:
+    done = command("train", "--text", name)
+    assert_one_sentence(done, " … ")
+    assert len(done.err) < LONGEST + 50
