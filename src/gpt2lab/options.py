@@ -53,6 +53,9 @@ R = TypeVar("R")
 InComparison = Literal["any", "arm", "all", "none"]
 
 
+MOST_SECONDS = 1e9  # thirty years: what can be waited for without overflowing a timer
+
+
 @dataclass(frozen=True)
 class Option:
     """What is declared of an option besides its name, type and default.

@@ -105,6 +105,7 @@ def test_a_text_that_is_nowhere_is_refused(command: Command, tmp_path: Path) -> 
     [
         ("--context-size 0", ["--context-size is 0", "1 or more"]),
         ("--context-size -3", ["-3"]),
+        ("--timeout 1e308", ["--timeout is 1e+308", "at most 1e+09"]),
         ("--context-size 99999", ["99999"]),
         ("--embed-dim 30 --num-heads 4", ["num_heads=4 does not divide embed_dim=30"]),
         ("--embed-dim 12 --num-heads 4 --position rope", ["head_dim=3", "odd"]),

@@ -216,6 +216,8 @@ def test_what_cannot_be_served_is_told_in_one_sentence(folders: list[Path], comm
     assert_one_sentence(command("serve", folders[0], "--host", "no.such.host.example"), "cannot listen on")
     assert_one_sentence(command("serve", folders[0], "--key", " a b ", "--port", 0), "the key has to be")
     assert_one_sentence(command("serve", folders[0], "--max-rows", 0), "max-rows")
+    for option in ("--grace", "--max-seconds"):
+        assert_one_sentence(command("serve", folders[0], option, 1e308), option, "at most 1e+09")
 
 
 def test_without_its_packages_the_server_says_what_to_install(folders: list[Path]) -> None:

@@ -10,7 +10,7 @@ from gpt2lab.config import MOST_LAYERS, GPT2Config, Switches, Variant, random_ar
 from gpt2lab.data.settings import MOST_LEARNED, FileSettings
 from gpt2lab.errors import InputError
 from gpt2lab.manifests import replace_files, verify_if_listed
-from gpt2lab.options import check, given_options, option, options_of, part, spelled
+from gpt2lab.options import MOST_SECONDS, check, given_options, option, options_of, part, spelled
 from gpt2lab.reading import read_settings
 from gpt2lab.runs.records import TrainingProgress
 from gpt2lab.threads import MOST_THREADS
@@ -279,7 +279,11 @@ class TrainerConfig:
     )
     cpu_offload: bool = option(False, 'keep the shards of "fsdp" in main memory.', on_resume=True)
     timeout: float = option(
-        600.0, "seconds after which a process that does not answer is given up.", above=0, on_resume=True
+        600.0,
+        "seconds after which a process that does not answer is given up.",
+        above=0,
+        most=MOST_SECONDS,
+        on_resume=True,
     )
     num_workers: int = option(
         0,

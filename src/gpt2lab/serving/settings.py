@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt2lab.generation.settings import StepSettings
-from gpt2lab.options import option
+from gpt2lab.options import MOST_SECONDS, option
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,10 @@ class Limits:
     max_prompt: int = option(8192, "how many tokens a prompt may have.", least=1)
     max_n: int = option(16, "how many texts one prompt may ask for.", least=1)
     max_body: int = option(1_000_000, "how many bytes a request may have.", least=1)
-    max_seconds: float = option(300.0, "how long a request may take.", above=0)
-    grace: float = option(5.0, "how many seconds a server that is told to stop lets texts be finished.", least=0)
+    max_seconds: float = option(300.0, "how long a request may take.", above=0, most=MOST_SECONDS)
+    grace: float = option(
+        5.0, "how many seconds a server that is told to stop lets texts be finished.", least=0, most=MOST_SECONDS
+    )
 
 
 @dataclass(frozen=True)
