@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpt2lab.files import atomic_write
+from gpt2lab.errors import InputError
+from gpt2lab.files import atomic_write, new_file
 from gpt2lab.manifests import replace_files
 from gpt2lab.model import GPT2
 from gpt2lab.runs.folder import TrainingState
@@ -45,6 +46,17 @@ def test_files_get_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
     rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()}
     assert len(rights) > 6
     assert set(rights.values()) == {0o640}, rights
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    """As root a file would take the place of /dev/null itself, for all programs of the machine."""
+    (tmp_path / "device").symlink_to(os.devnull)
+    with atomic_write(tmp_path / "device") as file:
+        file.write(b"lost")
+    with pytest.raises(InputError, match="is a device or a pipe"), new_file(tmp_path / "device", force=True):
+        pass
+    assert (tmp_path / "device").is_char_device()
+    assert [path.name for path in tmp_path.iterdir()] == ["device"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "a folder"])

@@ -26,9 +26,14 @@ _REMAINS = re.compile(r"\.[0-9a-f]{32}\.tmp")  # the end of such a name
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only when it is complete and on disk; after an error it is gone."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    """Open a file for writing that takes its name only when it is complete and on disk; after an error it is gone.
+
+    A device or a pipe is written to as it is, and stays what it is.
+    """
+    if path.exists() and not path.is_file():  # a folder is told
+        with path.open("wb") as file:
+            yield file
+        return
     temporary = unfinished(path)
     try:
         with temporary.open("wb") as file:
@@ -79,10 +84,12 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
         force: whether there may be a file already.
 
     Raises:
-        InputError: there is one, or a folder.
+        InputError: there is one, or a folder, or a device.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; choose the name of a file as --out")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, which a file cannot replace; choose another --out")
     if path.exists() and not force:
         raise InputError(f"{path} is there already; choose another --out, or write over it with --force")
     path.parent.mkdir(parents=True, exist_ok=True)
