@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2lab.comparison.contrasts import contrasts
+from gpt2lab.comparison.folder import read_design
 from gpt2lab.comparison.report import render
 from gpt2lab.comparison.results import CellResult, Results
 from gpt2lab.errors import InputError
@@ -54,6 +55,17 @@ def test_damaged_results_are_read_or_refused_in_a_sentence(data: st.DataObject) 
         place[key] = data.draw(st.sampled_from([None, "", "x", -1, 1.5, [], {}, [[]], {"a": 1}, True]))
     with contextlib.suppress(InputError):
         json.dumps(Results.of(damaged, "results.json").to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "2001-01-01", "!!set {a}", "!!binary aGk=", "{.inf: 1}", "9" * 5000])
+def test_settings_that_no_json_can_hold_are_refused_before_anything_is_written(tmp_path: Path, value: str) -> None:
+    usual = "arms: {a: {}, b: {}}\n"
+    (tmp_path / "comparison.yaml").write_text(usual + "compile: auto\n")
+    assert read_design(tmp_path).shared == {"compile": "auto"}
+    for damaged in (f"compile: {value}\n", f"claims: [{value}]\n"):
+        (tmp_path / "comparison.yaml").write_text(usual + damaged)
+        with pytest.raises(InputError, match=r"comparison\.yaml"):
+            read_design(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -198,10 +198,9 @@ def _result(cell: Path, training: _Training, target: float | None) -> CellResult
 def write_results(out: Path, results: Results) -> None:
     """Write ``results.json`` and ``results.csv``."""
     sweep(out, unchanged=DAY)
-    try:
-        as_json = json.dumps(results.to_dict(), allow_nan=False)
-    except ValueError:  # what is measured was looked at before, what is set was not
-        raise InputError(f"{out / COMPARISON} holds an infinity or a NaN; put back what it was") from None
-    for name, content in {RESULTS: as_json, "results.csv": results.csv()}.items():
+    for name, content in {
+        RESULTS: json.dumps(results.to_dict(), allow_nan=False),
+        "results.csv": results.csv(),
+    }.items():
         with atomic_write(out / name) as file:
             file.write(content.encode())

@@ -1,5 +1,6 @@
 """The design of a comparison (its arms, its grid, the claims about it), and how it is run."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -164,6 +165,10 @@ class Design:
         Raises:
             InputError: it is no comparison, or a damaged one.
         """
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError):  # YAML can
+            raise InputError(f"{where} is damaged: it holds what JSON cannot, such as a date or an infinity") from None
         rest = dict(values)
         arms = typed(dict[str, dict[str, object]], rest.pop("arms", None), f"{where} (arms)")
         claims = typed(list[Claim], rest.pop("claims", None) or [], f"{where} (claims)")
