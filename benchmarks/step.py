@@ -22,16 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2lab.config import GPT2Config, Variant, variant_switches
-from gpt2lab.hardware import (
-    autocast,
-    choose_device,
-    describe_machine,
-    multiplies_bfloat16,
-    peak_flops,
-    products_in_bfloat16,
-)
+from gpt2lab.hardware import autocast, choose_device, describe_machine, peak_flops, products_in_bfloat16
 from gpt2lab.model import GPT2
-from gpt2lab.model.fused import attends
+from gpt2lab.training.choices import why_not_bfloat16
 from timing import extra_memory, seconds
 
 import torch
@@ -127,16 +120,16 @@ class Entrant:
 def enter(sizes: tuple[int, ...], x: Tensor, y: Tensor, precisions: list[str], compiled: bool) -> dict[str, Entrant]:
     entrants = {}
     for precision, (contestant, make) in itertools.product(precisions, CONTESTANTS.items()):
-        if contestant.endswith("native") and (compiled or x.device.type != "cpu"):
-            continue
         try:
             model, loss_of = make(*sizes)
         except ImportError:
             print(f"{contestant} is not installed, so it is left out")
             continue
         dtype = getattr(torch, precision)
-        if isinstance(model, GPT2) and model.native and dtype == torch.bfloat16 and not narrow(model.config):
-            continue
+        if isinstance(model, GPT2) and model.native:
+            narrow = dtype == torch.bfloat16
+            if compiled or x.device.type != "cpu" or (narrow and why_not_bfloat16(model.config)):
+                continue
         step = step_of(model.to(x.device), loss_of, x, y, dtype, compiled)
         entrants[contestant if len(precisions) == 1 else f"{contestant}, {precision}"] = Entrant(model, dtype, step)
     return entrants
@@ -167,12 +160,6 @@ def race(entrants: dict[str, Entrant], rounds: int, device: torch.device, tokens
         spread = f"{1e3 * statistics.median(taken):.1f} ({1e3 * min(taken):.1f} – {1e3 * max(taken):.1f})"
         count = sum(p.numel() for p in model.parameters())
         yield f"{label} | {count:,} | {spread} | {share} | {ratio} | {memory[label]:.0f}"
-
-
-def narrow(config: GPT2Config) -> bool:
-    """Whether the native step would train that model in bfloat16."""
-    windows = [config.layer_window(layer) for layer in range(config.num_layers)]
-    return multiplies_bfloat16() and all(attends(config, window, config.max_seq_len) for window in windows)
 
 
 def operations(step: Callable[[], None], rounds: int) -> str:

@@ -29,10 +29,14 @@ def make_folders(here: Path) -> None:
     for path in here.rglob("*"):
         if path.suffix in (".yaml", ".json") and "HERE" in (content := path.read_text(encoding="utf-8")):
             path.write_text(content.replace("HERE", str(here)), encoding="utf-8")
-    pack(OLD / "rhyme.txt", here / "shards", "char", shard_tokens=100_000, processes=1)
+    pack_shards(here)
     runs = [{"arm": arm, "seed": seed, "loss": 2.0 + seed} for arm in "ab" for seed in (1, 2)]
     (here / "runs.jsonl").write_text("\n".join(map(json.dumps, runs)))
     (here / "plan.toml").write_text('context_size = 8\nwindow = "4"\n')
+
+
+def pack_shards(here: Path) -> None:
+    pack(OLD / "rhyme.txt", here / "shards", "char", shard_tokens=100_000, processes=1)
 
 
 def damaged(data: st.DataObject, whole: bytes) -> bytes:

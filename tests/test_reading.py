@@ -17,7 +17,6 @@ from gpt2lab.comparison.folder import read_design, read_results, read_speed
 from gpt2lab.comparison.judge import judge
 from gpt2lab.comparison.measure import Measurements
 from gpt2lab.data import load_tokenizer
-from gpt2lab.data.pack import pack
 from gpt2lab.data.shards import find_shards
 from gpt2lab.errors import InputError
 from gpt2lab.manifests import Manifest, list_all
@@ -29,7 +28,7 @@ from gpt2lab.runs.settings import RunSettings
 from gpt2lab.training.checkpoint import restore_training
 from gpt2lab.training.metrics import exact_loss, read_metrics
 from gpt2lab.training.optimizers import build_optimizers
-from tests.damage import CELL, LAST, OLD, damaged, make_folders, with_hostile_values
+from tests.damage import CELL, LAST, OLD, damaged, make_folders, pack_shards, with_hostile_values
 
 GUARD = 120  # seconds, after which reading a file counts as a hang
 
@@ -51,10 +50,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here: Path = tmp_path_factory.mktemp("folders")
     make_folders(here)
     return here
-
-
-def _pack(here: Path) -> None:
-    pack(OLD / "rhyme.txt", here / "shards", "char", shard_tokens=100_000, processes=1)
 
 
 def _restore(folder: Path) -> None:
@@ -85,7 +80,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     f"{CELL}/cell.yaml": lambda path: (RunSettings.read(path), _comparison(read_results)(path)),
     f"{CELL}/measurements.json": lambda path: (read_json(Measurements, path), _comparison(read_results)(path)),
     f"{CELL}/metrics.jsonl": _comparison(read_results),
-    "shards/pack.json": lambda path: _pack(path.parents[1]),
+    "shards/pack.json": lambda path: pack_shards(path.parents[1]),
     "shards/tokenizer.json": load_tokenizer,
     "shards/tokens_000000.bin": lambda path: find_shards(str(path.parent)),
     "runs.jsonl": lambda path: judge(path, baseline="a"),

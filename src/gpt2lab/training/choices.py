@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from gpt2lab.config import GPT2Config
 from gpt2lab.errors import InputError
 from gpt2lab.hardware import compiler_available, multiplies_bfloat16, torch_threads
 from gpt2lab.model import GPT2
@@ -114,18 +115,25 @@ def choose_step(config: TrainerConfig, model: GPT2, precision: torch.dtype, comp
     return why is None, "as asked" if config.step == "native" else why or "faster"
 
 
+def why_not_bfloat16(config: GPT2Config, start_window: int | None = None) -> str | None:
+    """Why the native step does not train such a model in bfloat16, or None."""
+    if not multiplies_bfloat16():
+        return "in bfloat16 without AMX"
+    windows = [config.layer_window(layer) for layer in range(config.num_layers)]
+    if start_window is not None:
+        windows.append(start_window)
+    if not all(attends(config, window, config.max_seq_len) for window in windows):
+        return "in bfloat16, with torch's own attention"
+    return None
+
+
 def _why_eager(config: TrainerConfig, model: GPT2, precision: torch.dtype, compiled: bool) -> str | None:
     if model.device.type != "cpu":
         return f"on {model.device.type}"
     if sys.platform != TRAINS_ON:
         return "the native one has only been tried on Linux"
-    if precision == torch.bfloat16:
-        if not multiplies_bfloat16():
-            return "in bfloat16 without AMX"
-        windows = {model.config.layer_window(layer) for layer in range(model.config.num_layers)}
-        windows |= {config.start_window} if config.start_window else set()
-        if not all(attends(model.config, window, model.config.max_seq_len) for window in windows):
-            return "in bfloat16, with torch's own attention"
+    if precision == torch.bfloat16 and (why := why_not_bfloat16(model.config, config.start_window)):
+        return why
     for what, asked in {
         "compiled": compiled,
         "fsdp": config.parallel == "fsdp",

@@ -20,14 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from gpt2lab.errors import InputError, TrainingError
 from gpt2lab.files import locked_folder
-from gpt2lab.hardware import (
-    autocast,
-    choose_device,
-    peak_flops,
-    peak_memory,
-    products_in_bfloat16,
-    torch_threads,
-)
+from gpt2lab.hardware import autocast, choose_device, peak_flops, peak_memory, products_in_bfloat16, torch_threads
 from gpt2lab.model import GPT2, assert_causal
 from gpt2lab.model.causality import assert_cached, positions_to_probe, try_to_learn
 from gpt2lab.progress import counted
